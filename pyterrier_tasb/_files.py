@@ -1,0 +1,91 @@
+"""Files that appear whole or not at all, fingerprints of what made them, and a lock on a work directory."""
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it into place when the block ends well, else remove it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    os.close(fd)
+    part = Path(name)
+    try:
+        yield part
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`; rename it into place when the block ends well, else remove it.
+
+    Raises:
+        FileExistsError: `path` already exists.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f'{path} already exists')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    try:
+        yield part
+        for file in part.rglob('*'):
+            _sync(file)
+        os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:  # noqa: ANN401
+    """Write `value` as JSON, atomically, with sorted keys."""
+    with atomic_file(path) as part:
+        part.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+
+
+def read_json(path: str | os.PathLike) -> Any:  # noqa: ANN401
+    """Read a JSON file; a damaged one is a `ValueError` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is damaged ({error}); delete it and run the same call again') from error
+
+
+def fingerprint(*parts: Any) -> str:  # noqa: ANN401
+    """A short hash of strings, numbers, bytes, arrays and (nested) JSON values, equal in every process.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            blob = f'{part.dtype.str}{part.shape}'.encode() + np.ascontiguousarray(part).tobytes()
+        elif isinstance(part, bytes):
+            blob = part
+        else:
+            blob = json.dumps(part, sort_keys=True, default=str).encode()
+        digest.update(len(blob).to_bytes(8, 'little') + blob)
+    return digest.hexdigest()[:16]
