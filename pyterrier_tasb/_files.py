@@ -38,25 +38,42 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; rename it into place when the block ends well, else remove it.
 
+    Args:
+        path: Where the directory appears.
+        overwrite: Put it in the place of what is there; until the last moment that stays whole.
+
     Raises:
-        FileExistsError: `path` already exists.
+        FileExistsError: `path` exists and `overwrite` is False.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not overwrite:
         raise FileExistsError(f'{path} already exists')
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    part.chmod(0o777 & ~_umask())
     try:
         yield part
         for file in part.rglob('*'):
             _sync(file)
-        os.replace(part, path)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.old', dir=path.parent))
+            os.replace(path, old / path.name)
+            os.replace(part, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(part, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:  # noqa: ANN401

@@ -1,0 +1,102 @@
+"""The sparse baselines: BM25 by Terrier, or by PISA where there is no Java, and docT5query over either."""
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyterrier as pt
+
+from .retrieval import WithoutDocid
+
+_PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A BM25 retriever and what to call it in a table.
+
+    Args:
+        retriever: Queries → results, without `docid`; `query` stays the user's.
+        label: Names engine, k1 and b.
+    """
+    retriever: pt.Transformer
+    label: str
+
+
+def available_engine() -> str:
+    """'terrier' where there is a Java machine, else 'pisa'.
+
+    Raises:
+        ImportError: Neither is there.
+    """
+    if shutil.which('java') or os.environ.get('JAVA_HOME'):
+        return 'terrier'
+    try:
+        import pyterrier_pisa  # noqa: F401
+    except ImportError as error:
+        raise ImportError('BM25 needs Java (for Terrier) or PISA: pip install pyterrier_pisa') from error
+    return 'pisa'
+
+
+def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto', k1: float | None = None,
+         b: float | None = None, num_results: int = 1000, name: str = 'BM25',
+         expansion: pt.Transformer | None = None) -> Sparse:
+    """Index a corpus (docno, text) and search it with BM25; an index that is there is used as it is.
+
+    Args:
+        corpus: Dictionaries with docno and text; streamed.
+        path: The index's directory; the engine's name is added to it.
+        engine: 'terrier', 'pisa', or 'auto' for whichever is there.
+        k1: None takes the engine's default (Terrier 1.2, PISA 0.9).
+        b: None takes the engine's default (Terrier 0.75, PISA 0.4).
+        num_results: Results for each query.
+        name: First word of the label.
+        expansion: Applied to documents before they are indexed, `Doc2Query(append=True)` for docT5query.
+
+    Raises:
+        ValueError: An engine that is not known.
+        ImportError: No engine is there.
+    """
+    engine = available_engine() if engine == 'auto' else engine
+    if engine not in _PARAMETERS:
+        raise ValueError(f'engine={engine!r}: must be terrier, pisa or auto')
+    k1 = _PARAMETERS[engine][0] if k1 is None else k1
+    b = _PARAMETERS[engine][1] if b is None else b
+    path = Path(f'{path}.{engine}').absolute()
+    build = _terrier if engine == 'terrier' else _pisa
+    retriever = build(corpus, path, k1, b, num_results, expansion)
+    return Sparse(retriever, f'{name} ({engine.capitalize() if engine == "terrier" else "PISA"}, k1={k1:g}, b={b:g})')
+
+
+def _terrier(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: int,
+             expansion: pt.Transformer | None) -> pt.Transformer:
+    if not (path / 'data.properties').exists():
+        shutil.rmtree(path, ignore_errors=True)
+        longest = 100   # characters of a docno; Terrier cuts longer ones in silence
+        indexer = pt.IterDictIndexer(str(path), meta={'docno': longest}, text_attrs=['text'])
+        (indexer if expansion is None else expansion >> indexer).index(_short_docnos(corpus, longest))
+    search = pt.terrier.TerrierIndex(str(path)).bm25(k1=k1, b=b, num_results=num_results)
+    # Terrier reads operators in queries: it gets tokens, the stages after it the user's words
+    return pt.rewrite.tokenise() >> search >> pt.rewrite.reset() >> WithoutDocid()
+
+
+def _short_docnos(corpus: Iterable[dict], longest: int) -> Iterable[dict]:
+    for doc in corpus:
+        if len(doc['docno'].encode()) > longest:
+            raise ValueError(f'docno {doc["docno"]!r} is longer than {longest} bytes: shorten it')
+        yield doc
+
+
+def _pisa(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: int,
+          expansion: pt.Transformer | None) -> pt.Transformer:
+    try:
+        from pyterrier_pisa import PisaIndex
+    except ImportError as error:
+        raise ImportError('engine="pisa" needs PISA: pip install pyterrier-tasb[pisa]') from error
+    index = PisaIndex(str(path), text_field='text')
+    if not index.built():
+        (index if expansion is None else expansion >> index).index(corpus)
+    return index.bm25(k1=k1, b=b, num_results=num_results)

@@ -1,0 +1,154 @@
+"""A user's own collection in a simple layout of files, as a PyTerrier data set."""
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyterrier as pt
+
+from .texts import TextStore
+
+SPLITS = ('train', 'dev', 'test')
+
+
+class Collection:
+    """`corpus.jsonl[.gz]` (docno, text), `queries.{train,dev,test}.tsv` (qid, text), `qrels.{train,dev,test}.tsv`.
+
+    Qrels have four columns (qid, 0, docno, grade), separated by tabs or spaces. A split whose files are absent is
+    empty, but where there is no dev split every tenth training query, by a hash of its qid, becomes one: the split
+    never moves when queries are added.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        ValueError: The directory or a file is missing or malformed; the message names file and line.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        names = [name for name in ('corpus.jsonl', 'corpus.jsonl.gz') if (self.path / name).exists()]
+        if not names:
+            raise ValueError(f'{self.path} has no corpus.jsonl or corpus.jsonl.gz: one JSON object a line with docno '
+                             'and text')
+        self.corpus_file = self.path / names[0]
+        if not (self.path / 'queries.train.tsv').exists() and not (self.path / 'queries.test.tsv').exists():
+            raise ValueError(f'{self.path} has neither queries.train.tsv nor queries.test.tsv (qid, tab, text)')
+
+    def get_corpus_iter(self, verbose: bool = False) -> Iterator[dict[str, str]]:
+        """Documents in file order, as dictionaries with docno and text."""
+        opener = gzip.open if self.corpus_file.suffix == '.gz' else open
+        with opener(self.corpus_file, 'rt', encoding='utf-8') as lines:
+            for number, line in enumerate(pt.tqdm(lines, desc=self.corpus_file.name, disable=not verbose), 1):
+                try:
+                    doc = json.loads(line)
+                    yield {'docno': str(doc['docno']), 'text': str(doc['text'])}
+                except (json.JSONDecodeError, KeyError, TypeError) as error:
+                    raise ValueError(f'{self.corpus_file}, line {number}: expected a JSON object with docno and text '
+                                     f'({error!r})') from error
+
+    def get_topics(self, variant: str = 'test') -> pd.DataFrame:
+        """Queries of a split: qid, query."""
+        source, keep = self._source(variant)
+        rows = _read(self.path / f'queries.{source}.tsv', ('qid', 'query'), tab_only=True)
+        return rows[rows['qid'].map(keep)].reset_index(drop=True)
+
+    def get_qrels(self, variant: str = 'test') -> pd.DataFrame:
+        """Judgements of a split: qid, docno, label."""
+        source, keep = self._source(variant)
+        rows = _read(self.path / f'qrels.{source}.tsv', ('qid', 'iteration', 'docno', 'label'))
+        rows = rows[rows['qid'].map(keep)].drop(columns='iteration').reset_index(drop=True)
+        return rows.astype({'label': int})
+
+    def _source(self, variant: str) -> tuple[str, object]:
+        if variant not in SPLITS:
+            raise ValueError(f'variant={variant!r}: must be one of {", ".join(SPLITS)}')
+        if (self.path / 'queries.dev.tsv').exists() or variant == 'test':
+            return variant, lambda qid: True
+        return 'train', (lambda qid: _held_out(qid)) if variant == 'dev' else (lambda qid: not _held_out(qid))
+
+    def text_store(self, path: str | os.PathLike) -> TextStore:
+        """The texts by docno, memory-mapped at `path`; built there the first time."""
+        path = Path(path)
+        if not path.exists():
+            TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
+        return TextStore(path)
+
+    def text_loader(self, fields: str | list[str] = 'text', *, store: str | os.PathLike | None = None) -> TextLoader:
+        """A transformer that adds the text by docno.
+
+        Args:
+            fields: Only 'text' is there.
+            store: Where the texts are kept memory-mapped; None keeps them beside the process, in a temporary place.
+        """
+        if set([fields] if isinstance(fields, str) else fields) - {'text', '*'}:
+            raise ValueError(f'fields={fields!r}: a Collection has the field text only')
+        if store is None:
+            if not hasattr(self, '_temporary'):
+                import tempfile
+                self._temporary = tempfile.TemporaryDirectory(prefix='tasb-texts-')
+            store = Path(self._temporary.name) / 'texts'
+        return TextLoader(self.text_store(store))
+
+    def __repr__(self) -> str:
+        return f'Collection({str(self.path)!r})'
+
+
+class TextLoader(pt.Transformer):
+    """Adds `text` by docno from a text store; an unknown docno is an error.
+
+    Args:
+        texts: The store.
+    """
+
+    schematic = {'label': 'load text'}
+
+    def __init__(self, texts: TextStore) -> None:
+        self.texts = texts
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """`inp` with a column text."""
+        pt.validate.columns(inp, includes=['docno'], context=self)
+        rows = self.texts.index_of(inp['docno'].astype(str).tolist())
+        if len(rows) and rows.min() < 0:
+            missing = inp['docno'][rows < 0]
+            raise ValueError(f'{len(missing)} docnos are not in the collection (first: {missing.iloc[:5].tolist()})')
+        return inp.assign(text=pd.Series(self.texts.take(rows), index=inp.index, dtype=object))
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
+        """Cut first, load less."""
+        return pt.RankCutoff(k) >> self
+
+    def __repr__(self) -> str:
+        return f'TextLoader({self.texts!r})'
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextLoader) and self.texts.fingerprint == other.texts.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.texts.fingerprint)
+
+
+def _held_out(qid: str) -> bool:
+    return zlib.crc32(qid.encode()) % 10 == 0
+
+
+def _read(path: Path, columns: tuple[str, ...], tab_only: bool = False) -> pd.DataFrame:
+    if not path.exists():
+        return pd.DataFrame({name: pd.Series(dtype=str) for name in columns})
+    rows = []
+    with open(path, encoding='utf-8-sig') as lines:
+        for number, line in enumerate(lines, 1):
+            cells = line.rstrip('\r\n').split('\t' if tab_only else None, len(columns) - 1)
+            if len(cells) != len(columns) or not all(cell.strip() for cell in cells):
+                if not line.strip():
+                    continue
+                raise ValueError(f'{path}, line {number}: expected {len(columns)} columns ({", ".join(columns)}), '
+                                 f'found {line.rstrip()[:80]!r}')
+            rows.append([cell.strip() for cell in cells])
+    return pd.DataFrame(rows, columns=list(columns), dtype=str)

@@ -1,0 +1,272 @@
+"""The steps of `TasBalanced.fit`: each builds one product in the work directory, or finds it there."""
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+
+from ._files import atomic_dir, fingerprint, read_json, write_json
+from .encoding import TokenStore
+from .encoding.gradcache import cached_forward
+from .pairs import ScoredPairs, checks
+from .pairs.examples import CandidateSource, Examples, doc_store, frame_fingerprint, query_store
+from .sampling import BatchPlan, QueryClusters
+from .teachers import bind_in_batch_teacher, cached_scorer
+from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
+from .training.calibration import calibrate, student_scores, transform_of
+from .training.dual import dual_loss
+from .training.trainer import train
+from .training.validation import RerankingPool
+
+if TYPE_CHECKING:
+    from .tasbalanced import TasBalanced
+
+_QUERIES_AT_A_TIME = 64   # mined and scored between two saves: what an interruption can lose
+
+
+class Fit:
+    """One call of `fit`: the student, what it was given, and the work directory.
+
+    Args:
+        student: Who learns.
+        folder: The work directory.
+        resume: Whether products and checkpoints of an earlier call may be there.
+    """
+
+    def __init__(self, student: TasBalanced, folder: Path, *, resume: bool) -> None:
+        self.student, self.folder, self.resume = student, folder, resume
+        self.training = student.training
+        self.base_name = student.model_name
+        self.report: dict[str, Any] = {'base_model': self.base_name, 'training': self.training.to_dict()}
+        self.started = time.perf_counter()
+
+    # ---- what to learn from ------------------------------------------------------------------------------------
+
+    def examples(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None,
+                 pairs: ScoredPairs | Iterable | None) -> Examples:
+        """Scored pairs and their texts."""
+        if pairs is not None:
+            return self._given_pairs(topics_or_res, pairs)
+        student = self.student
+        if topics_or_res is None or qrels is None:
+            raise ValueError('nothing to learn from: fit(topics or results, qrels), or fit(topics, pairs=…)')
+        qrels = checks.check_qrels(qrels, 'training', student)
+        topics, results = checks.check_topics_or_results(topics_or_res, 'training', student.text_field, context=student)
+        checks.check_overlap(topics, qrels, 'training')
+        self._check_source(results)
+        topics = topics[topics['qid'].isin(set(qrels.loc[qrels['label'] > 0, 'qid']))].reset_index(drop=True)
+        self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
+                     'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label')),
+                     'results': frame_fingerprint(results, ('qid', 'docno', 'score', student.text_field)),
+                     'negatives': repr(student.negatives), 'pairwise_teacher': repr(student.pairwise_teacher)})
+        pairs = self._score(topics, qrels, results)
+        self._check_size(pairs)
+        return Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
+                        doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+
+    @property
+    def _scores_needed(self) -> bool:
+        return self.training.pairwise_loss != 'ranknet' and self.training.pairwise_weight > 0
+
+    def _check_source(self, results: pd.DataFrame | None) -> None:
+        student = self.student
+        if results is None:
+            if student.negatives is None or student.corpus is None:
+                raise ValueError('fit was given topics without candidates: construct with negatives= (a pipeline) and '
+                                 'corpus= (something with a text loader), or fit (candidates >> text >> tasb)')
+            if student.pairwise_teacher is None and self._scores_needed:
+                warnings.warn('no pairwise_teacher: the score of negatives= is taken for the teacher\'s', stacklevel=4)
+        else:
+            if student.text_field not in results.columns and student.corpus is None:
+                raise ValueError(f'the training results have no column {student.text_field!r}: put a text loader '
+                                 'before this stage (candidates >> text >> tasb), or give corpus=')
+            if student.pairwise_teacher is None and self._scores_needed:
+                checks.check_scores(results, 'training')
+
+    def _score(self, topics: pd.DataFrame, qrels: pd.DataFrame, results: pd.DataFrame | None) -> ScoredPairs:
+        student, training, path = self.student, self.training, self.folder / 'pairs'
+        teacher = student.pairwise_teacher if self._scores_needed else None
+        if teacher is not None:
+            teacher = cached_scorer(teacher, self.folder / f'teacher-scores-{fingerprint(repr(teacher))[:8]}',
+                                    verbose=student.verbose)
+        source = CandidateSource(qrels, results=results, negatives=student.negatives, corpus=student.corpus,
+                                 teacher=teacher, text_field=student.text_field, scores_needed=self._scores_needed)
+        options = dict(max_pairs_per_query=training.max_pairs_per_query, seed=training.seed)
+        if (path / 'pt_meta.json').exists():
+            return ScoredPairs(path)
+        if results is not None and teacher is None:
+            pairs = ScoredPairs.from_results(source(topics), qrels, path, **options)
+        else:
+            pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES_AT_A_TIME, **options)
+        source.report()
+        self.report['dropped'] = source.dropped
+        return pairs
+
+    def _given_pairs(self, topics: pd.DataFrame | None, pairs: ScoredPairs | Iterable) -> Examples:
+        student = self.student
+        if topics is None:
+            raise ValueError('pairs= needs the queries\' texts: fit(topics, pairs=…), topics with qid and query')
+        topics, results = checks.check_topics_or_results(topics, 'training', student.text_field, context=student)
+        if student.corpus is None and results is None:
+            raise ValueError('pairs= needs the passages\' texts: construct with corpus= (something with a text loader)')
+        self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
+                     'pairs': getattr(pairs, 'fingerprint', 'docpairs')})
+        if not isinstance(pairs, ScoredPairs):
+            teacher = student.pairwise_teacher if self._scores_needed else None
+            pairs = ScoredPairs.from_docpairs(pairs, self.folder / 'pairs')
+            if teacher is not None:
+                raise ValueError('docpairs with a pairwise_teacher: score them first, ScoredPairs.from_docpairs(…, '
+                                 'teacher=…)')
+        self._check_size(pairs)
+        return Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
+                        doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+
+    def _check_size(self, pairs: ScoredPairs) -> None:
+        if pairs.n_queries < self.training.batch_size:
+            raise ValueError(f'{pairs.n_queries} queries have training pairs, fewer than a batch of '
+                             f'{self.training.batch_size}: give more queries, or Training(batch_size=…)')
+        if self.training.clusters is not None and self.training.clusters > pairs.n_queries:
+            raise ValueError(f'Training(clusters={self.training.clusters}) asks for more clusters than there are '
+                             f'queries with pairs ({pairs.n_queries})')
+
+    def validation_pool(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None) -> RerankingPool | None:
+        """The pool that validation re-ranks; None when there is no validation."""
+        student = self.student
+        if (topics_or_res is None) != (qrels is None):
+            raise ValueError('validation needs both topics_or_res_va and qrels_va, or neither; only '
+                             f'{"qrels_va" if topics_or_res is None else "topics_or_res_va"} was given')
+        if topics_or_res is None:
+            return None
+        qrels = checks.check_qrels(qrels, 'validation', student)
+        topics, results = checks.check_topics_or_results(topics_or_res, 'validation', student.text_field,
+                                                         context=student)
+        checks.check_overlap(topics, qrels, 'validation')
+        if results is None and student.negatives is None:
+            raise ValueError('validation was given topics without candidates: construct with negatives= (a pipeline), '
+                             'or validate on results')
+        source = CandidateSource(qrels, results=results, negatives=student.negatives, corpus=student.corpus,
+                                 text_field=student.text_field, scores_needed=False)
+        candidates = source.candidates(topics) if results is None else results
+        return RerankingPool(source._with_text(candidates), qrels, self.training.measure, student.text_field)
+
+    # ---- what goes in a batch ----------------------------------------------------------------------------------
+
+    def clusters(self, examples: Examples) -> QueryClusters | None:
+        """Topics of the training queries; None for random batches."""
+        if self.training.sampling == 'random':
+            return None
+        given, path = self.student.clusters, self.folder / 'clusters'
+        if isinstance(given, QueryClusters):
+            if len(given.assignment) != examples.pairs.n_queries:
+                raise ValueError(f'clusters= are of {len(given.assignment)} queries, the pairs of '
+                                 f'{examples.pairs.n_queries}: cluster the queries of these pairs')
+            return given
+        if given is not None:
+            return QueryClusters.read_text(given, examples.pairs.qids)
+        if not path.exists():
+            vectors = self._query_vectors(examples)
+            QueryClusters.fit(vectors, self.training.clusters, spherical=self.training.spherical,
+                              seed=self.training.seed).save(path)
+        return QueryClusters.load(path)
+
+    def _query_vectors(self, examples: Examples) -> np.ndarray:
+        encoder = self.student.cluster_encoder
+        if encoder is not None:
+            return encoder.encode_queries(examples.queries.take(np.arange(len(examples.queries))))
+        return self.student.encoder.encode(self._tokens(examples.queries, 'query').take(None))
+
+    def _tokens(self, texts: Any, side: str) -> TokenStore:  # noqa: ANN401
+        encoder = self.student.encoder
+        length = encoder.query_max_length if side == 'query' else encoder.doc_max_length
+        return TokenStore.build(self.folder / f'{side}-tokens', texts, encoder.tokenizer, length)
+
+    # ---- whom to imitate ---------------------------------------------------------------------------------------
+
+    def batches(self, examples: Examples, clusters: QueryClusters | None) -> TrainingBatches:
+        """The plan's batches with both teachers' scores, on the student's scale."""
+        training, pairs = self.training, examples.pairs
+        plan = BatchPlan(pairs, clusters, sampling=training.sampling, batch_size=training.batch_size,
+                         clusters_per_batch=training.clusters_per_batch, n_bins=training.n_bins,
+                         size_power=training.size_power, seed=training.seed)
+        teacher = None
+        if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
+            teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
+                                            self.folder / 'teacher-vectors', plan)
+        batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
+                                  pairs.qids, teacher=teacher)
+        if training.positive_bonus:
+            batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
+        batches.transform = transform_of(self._calibration(batches), training.positive_bonus)
+        self.report |= {'pairs': pairs.describe(), 'plan': plan.fingerprint,
+                        'clusters': None if clusters is None else clusters.n_clusters}
+        return batches
+
+    def _calibration(self, batches: TrainingBatches) -> Any:  # noqa: ANN401
+        self.student.encoder.eval()
+        calibration = calibrate(batches, student_scores(lambda batch: self._vectors(self.student.encoder, batch)),
+                                factor=self.training.teacher_scale)
+        self.report['calibration'] = calibration.to_dict()
+        if self._scores_needed:
+            pt.tqdm.write(f'{self.student!r}: {calibration}')
+        return calibration
+
+    # ---- how weights move --------------------------------------------------------------------------------------
+
+    def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
+        """Train the student in place; returns the record."""
+        encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
+        if checkpoints.exists() and any(checkpoints.iterdir()) and not self.resume:
+            raise ValueError(f'{checkpoints} holds a training run: pass resume=True to go on with it, or use another '
+                             'work_dir')
+        record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
+                       validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
+                       desc='TAS-Balanced')
+        return {**self.report, **record.to_dict(), 'seconds': round(time.perf_counter() - self.started, 1),
+                'versions': {name: version(name) for name in ('pyterrier-tasb', 'torch', 'transformers', 'pyterrier')}}
+
+    def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
+        limit = self.training.micro_batch_tokens
+        vectors = module(batch.tokens) if limit is None else cached_forward(module, batch.tokens, limit)
+        # score = scale × cosine, shared between the two sides so that vectors stay symmetric
+        return vectors * self.training.scale ** 0.5 if self.student.encoder.normalize else vectors
+
+    def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        vectors, training = self._vectors(module, batch), self.training
+        return dual_loss(vectors[batch.query], vectors[batch.pos], vectors[batch.neg], batch.margin, batch.in_batch,
+                         pairwise=training.pairwise_loss, in_batch=training.in_batch_loss,
+                         pairwise_weight=training.pairwise_weight, in_batch_weight=training.in_batch_weight)
+
+    # ---- identity and work directory ---------------------------------------------------------------------------
+
+    def new_identity(self) -> str:
+        """A name that no other weights have: equality, caches and experiment plans depend on it."""
+        digest = hashlib.sha256()
+        for name, weights in sorted(self.student.encoder.state_dict().items()):
+            digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
+        return f'{self.base_name.partition("#")[0]}#tasb-{digest.hexdigest()[:8]}'
+
+    def _claim(self, data: dict[str, Any]) -> None:
+        """Mark the work directory as this run's, or refuse one that is another's."""
+        student = self.student
+        ours = {**data, 'student': self.base_name, 'lengths': list(student.max_length),
+                'in_batch_teacher': repr(student.in_batch_teacher),
+                **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
+        path = self.folder / 'run.json'
+        if not path.exists():
+            write_json(path, ours)
+            return
+        theirs = read_json(path)
+        differing = [f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)'
+                     for name in sorted(set(ours) | set(theirs)) if theirs.get(name) != ours.get(name)]
+        if differing:
+            raise ValueError(f'{self.folder} belongs to another run: {"; ".join(differing)}. Use another work_dir, or '
+                             'delete this one')

@@ -1,0 +1,81 @@
+"""The README of a saved model: what it is, how it was trained, how to use it."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .tasbalanced import TasBalanced
+
+_HEADER = """---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags:
+- pyterrier
+- dense-retrieval
+- tas-balanced
+- sentence-transformers
+---
+"""
+
+
+def model_card(tasb: TasBalanced) -> str:
+    """Markdown with data, hyper-parameters, measures and the code to use the model.
+
+    Args:
+        tasb: The encoder, trained or not.
+    """
+    sections = [_HEADER + f'# {tasb.model_name}', _what(tasb), _use(tasb)]
+    if tasb.record:
+        sections += [_data(tasb.record), _hyper_parameters(tasb.record), _measures(tasb.record)]
+    sections.append('## Reference\n\nHofstätter, Lin, Yang, Lin, Hanbury: Efficiently Teaching an Effective Dense '
+                    'Retriever with Balanced Topic Aware Sampling. SIGIR 2021. https://arxiv.org/abs/2104.06967')
+    return '\n\n'.join(sections) + '\n'
+
+
+def _what(tasb: TasBalanced) -> str:
+    score = 'cosine' if tasb.encoder.normalize else 'dot product'
+    trained = 'trained with TAS-Balanced sampling' if tasb.record else 'not trained further'
+    return (f'A dense retriever, {trained}: {tasb.encoder.pooling} pooling, {tasb.encoder.dim} dimensions, {score}; '
+            f'queries of up to {tasb.query_max_length} tokens, passages of up to {tasb.doc_max_length}.')
+
+
+def _use(tasb: TasBalanced) -> str:
+    others = ['SentenceTransformer(path)', 'pyterrier_dr.SBertBiEncoder(path)']
+    if tasb.encoder.pooling == 'cls' and not tasb.encoder.normalize:
+        others += ['pyterrier_dr.TasB(path)', 'pyterrier_dr.HgfBiEncoder.from_pretrained(path)']
+    return ('## Use\n\n```python\nfrom pyterrier_tasb import TasBalanced\n\n'
+            'tasb = TasBalanced(path)\nindex = tasb.index(dataset.get_corpus_iter(), "corpus.flex")\n'
+            'dense = tasb.retriever(index, text=dataset)\ndense.search("my query")\n```\n\n'
+            f'Equal vectors come from {", ".join(f"`{other}`" for other in others)}.')
+
+
+def _table(rows: dict[str, object]) -> str:
+    return '| | |\n|---|---|\n' + '\n'.join(f'| {name} | {value} |' for name, value in rows.items())
+
+
+def _data(record: dict) -> str:
+    rows = {'base model': record['base_model'], **{name: _short(value) for name, value in record['pairs'].items()},
+            'query clusters': record['clusters'], 'dropped': record.get('dropped') or 'nothing',
+            'pairwise teacher': record.get('pairwise_teacher'), 'in-batch teacher': record.get('in_batch_teacher')}
+    return '## Training data\n\n' + _table(rows)
+
+
+def _short(value: object) -> object:
+    return f'{value:.4g}' if isinstance(value, float) else value
+
+
+def _hyper_parameters(record: dict) -> str:
+    calibration = record['calibration']
+    return '## Hyper-parameters\n\n' + _table({
+        **record['training'], 'factor on the pairwise teacher': calibration['pairwise_factor'],
+        'factor on the in-batch teacher': calibration['in_batch_factor']})
+
+
+def _measures(record: dict) -> str:
+    measure = record['training']['measure']
+    values = {entry['step']: entry[measure] for entry in record['history'] if measure in entry}
+    rows = {'steps': record['steps'], 'seconds': record['seconds'],
+            **{f'validation {measure}, step {step}': f'{value:.4f}' for step, value in values.items()},
+            'weights kept from step': record['best_step'] or record['steps'],
+            **{name: value for name, value in record['versions'].items()}}
+    return '## Training run\n\n' + _table(rows)

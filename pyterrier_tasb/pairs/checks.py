@@ -1,0 +1,120 @@
+"""What a training frame must be, checked at the door: every error names what was seen and what to do."""
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pyterrier as pt
+
+
+def first(values: Any, n: int = 5) -> str:  # noqa: ANN401
+    """The first `n` distinct values, for messages."""
+    return ', '.join(map(str, list(dict.fromkeys(values))[:n]))
+
+
+def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:  # noqa: ANN401
+    """Qrels with string ids and whole-number labels, at least one of them positive.
+
+    Args:
+        qrels: Frame with qid, docno, label.
+        what: 'training' or 'validation', for messages.
+        context: The transformer that asks.
+
+    Raises:
+        ValueError: No frame, no rows, a label that is no number, contradicting labels, or no positive label.
+    """
+    if not isinstance(qrels, pd.DataFrame):
+        raise ValueError(f'{what} qrels must be a DataFrame with columns qid, docno, label; got {type(qrels).__name__}')
+    pt.validate.columns(qrels, includes=['qid', 'docno', 'label'], context=context)
+    if not len(qrels):
+        raise ValueError(f'the {what} qrels are empty: nothing says which passages are relevant')
+    qrels = _string_ids(qrels, ('qid', 'docno'), f'{what} qrels')
+    labels = pd.to_numeric(qrels['label'], errors='coerce')
+    if labels.isna().any():
+        bad = qrels[labels.isna()]
+        raise ValueError(f'{len(bad)} labels of the {what} qrels are no numbers (qids {first(bad["qid"])}, first '
+                         f'value {bad["label"].iloc[0]!r}): remove or repair these rows')
+    qrels = qrels.assign(label=labels)[['qid', 'docno', 'label']].drop_duplicates()
+    twice = qrels[qrels.duplicated(['qid', 'docno'], keep=False)]
+    if len(twice):
+        raise ValueError(f'{len(twice)} rows of the {what} qrels give one (qid, docno) different labels '
+                         f'(qids {first(twice["qid"])}): keep one label for each')
+    if not (qrels['label'] > 0).any():
+        raise ValueError(f'all {len(qrels)} labels of the {what} qrels are 0 or below: there is no positive passage')
+    return qrels
+
+
+def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, context: Any = None,  # noqa: ANN401
+                            ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Split a frame into topics (qid, query) and, where it has docnos, results.
+
+    Raises:
+        ValueError: No frame, no rows, missing ids or queries, one qid with two queries, or a duplicate (qid, docno).
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f'{what} topics or results must be a DataFrame; got {type(frame).__name__}')
+    if not len(frame):
+        raise ValueError(f'the {what} frame is empty: no {what} results or topics to learn from')
+    pt.validate.columns(frame, includes=['qid', 'query'], context=context)
+    is_results = 'docno' in frame.columns
+    frame = _string_ids(frame, ('qid', 'docno') if is_results else ('qid',), f'{what} frame')
+    blank = frame['query'].isna() | (frame['query'].astype(str).str.strip() == '')
+    if blank.any():
+        raise ValueError(f'{int(blank.sum())} rows of the {what} frame have no query text '
+                         f'(qids {first(frame.loc[blank, "qid"])}): drop these queries')
+    topics = frame[['qid', 'query']].drop_duplicates().reset_index(drop=True)
+    twice = topics[topics.duplicated('qid', keep=False)]
+    if len(twice):
+        raise ValueError(f'{twice["qid"].nunique()} qids of the {what} frame have more than one query text '
+                         f'(qids {first(twice["qid"])}): give each query a qid of its own')
+    if not is_results:
+        return topics, None
+    repeated = frame[frame.duplicated(['qid', 'docno'], keep=False)]
+    if len(repeated):
+        raise ValueError(f'{len(repeated)} rows of the {what} results repeat a (qid, docno) '
+                         f'(qids {first(repeated["qid"])}): drop_duplicates(["qid", "docno"]) first')
+    if text_field in frame.columns:
+        wrong = frame[text_field].notna() & ~frame[text_field].map(lambda text: isinstance(text, str))
+        if wrong.any():
+            raise ValueError(f'{int(wrong.sum())} values of column {text_field!r} of the {what} results are no text '
+                             f'(docnos {first(frame.loc[wrong, "docno"])})')
+    return topics, frame.reset_index(drop=True)
+
+
+def check_scores(results: pd.DataFrame, what: str) -> None:
+    """Every score a finite number.
+
+    Raises:
+        ValueError: Missing, NaN or infinite scores.
+    """
+    if 'score' not in results.columns:
+        raise ValueError(f'the {what} results have no column score: end the pipeline before this stage with a scorer, '
+                         'or give pairwise_teacher=')
+    scores = pd.to_numeric(results['score'], errors='coerce').astype(float)
+    bad = results[~scores.abs().lt(float('inf'))]
+    if len(bad):
+        raise ValueError(f'{len(bad)} scores of the {what} results are NaN or infinite (qids {first(bad["qid"])}): '
+                         'score every candidate, or drop these rows')
+
+
+def check_overlap(topics: pd.DataFrame, qrels: pd.DataFrame, what: str) -> None:
+    """Some query has a positive.
+
+    Raises:
+        ValueError: Topics and qrels have no query in common, or none with a positive.
+    """
+    positive = set(qrels.loc[qrels['label'] > 0, 'qid'])
+    if not positive & set(topics['qid']):
+        raise ValueError(f'none of the {len(topics)} {what} queries has a positive in the qrels: qids are '
+                         f'{first(topics["qid"])} in the topics, {first(qrels["qid"])} in the qrels')
+
+
+def _string_ids(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> pd.DataFrame:
+    for name in columns:
+        missing = frame[name].isna()
+        if missing.any():
+            raise ValueError(f'{int(missing.sum())} rows of the {what} have no {name}: drop them')
+        if pd.api.types.is_float_dtype(frame[name]):
+            raise ValueError(f'column {name} of the {what} holds decimals (first: {frame[name].iloc[0]!r}), which a '
+                             f'missing value turns whole numbers into: read it as text, dtype={{"{name}": str}}')
+    return frame.assign(**{name: frame[name].astype(str) for name in columns})

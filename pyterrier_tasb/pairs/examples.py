@@ -1,0 +1,213 @@
+"""From what a user has (topics, results, qrels, pipelines) to scored pairs and the texts they name."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+from more_itertools import chunked
+
+from .._files import fingerprint
+from ..texts import TextStore
+from .store import ScoredPairs
+
+_CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
+_QUERIES = 64   # queries mined and scored at a time; a chunk is what an interruption loses
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a retriever learns from.
+
+    Args:
+        pairs: (query, positive, negative, margin).
+        queries: Text of query row i.
+        docs: Text of document row j.
+    """
+    pairs: ScoredPairs
+    queries: TextStore
+    docs: TextStore
+
+
+def text_loader(corpus: Any, text_field: str = 'text') -> pt.Transformer:  # noqa: ANN401
+    """A transformer that adds `text_field` by docno, from anything that can load text.
+
+    Args:
+        corpus: Something with a `text_loader` method (a dataset, a Terrier index, `PyDocs`), or a transformer that
+            adds the column itself.
+        text_field: The column.
+
+    Raises:
+        ValueError: `corpus` can do neither.
+    """
+    if hasattr(corpus, 'text_loader'):
+        return corpus.text_loader(fields=[text_field])
+    if isinstance(corpus, pt.Transformer):
+        return corpus
+    raise ValueError(f'corpus={corpus!r} cannot load text: give a data set or index with a text_loader(), '
+                     f'or a transformer that adds {text_field!r} by docno')
+
+
+class CandidateSource(pt.Transformer):
+    """Training queries → their candidates with text and the teacher's score.
+
+    Candidates come from a results frame or a pipeline. Positives that they lack are fetched from the corpus and
+    scored like the rest; where that is impossible they are dropped and counted in `dropped`.
+
+    Args:
+        qrels: Frame with qid, docno, label.
+        results: Given candidates (qid, query, docno, text, score), or None.
+        negatives: The pipeline that mines candidates where `results` is None.
+        corpus: Where texts come from; see :func:`text_loader`.
+        teacher: Scores (query, text); None takes the incoming score.
+        text_field: Column of the passages' text.
+        scores_needed: False where no loss reads a score; absent ones are then 0.
+    """
+
+    def __init__(self, qrels: pd.DataFrame, *, results: pd.DataFrame | None = None,
+                 negatives: pt.Transformer | None = None, corpus: Any = None,  # noqa: ANN401
+                 teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True) -> None:
+        self.qrels, self.results, self.negatives, self.corpus = qrels, results, negatives, corpus
+        self.teacher, self.text_field, self.scores_needed = teacher, text_field, scores_needed
+        self._loader = None if corpus is None else text_loader(corpus, text_field)
+        self._positives = qrels[qrels['label'] > 0][['qid', 'docno']]
+        self.dropped: dict[str, int] = {}
+
+    def transform(self, topics: pd.DataFrame) -> pd.DataFrame:
+        """Candidates of `topics` (qid, query), with `text_field` and `score`."""
+        pt.validate.query_frame(topics, extra_columns=['query'], context=self)
+        found = self.candidates(topics)
+        found = self._with_text(pd.concat([found, self._missing_positives(topics, found)], ignore_index=True))
+        return self._with_scores(found)
+
+    def candidates(self, topics: pd.DataFrame) -> pd.DataFrame:
+        """Candidates as they come, before positives, texts and the teacher's scores are added."""
+        if self.results is not None:
+            found = self.results[self.results['qid'].isin(set(topics['qid']))]
+        else:
+            found = self.negatives(topics[['qid', 'query']])
+            pt.validate.result_frame(found, context=self)
+            queries = topics.set_index('qid')['query']
+            # a rewriting miner (Terrier's tokeniser, expansion) must not change what the student learns to read
+            found = found.assign(query=found['qid'].map(queries))
+        keep = [name for name in ('qid', 'query', 'docno', self.text_field, 'score') if name in found.columns]
+        return found[keep].assign(docno=found['docno'].astype(str))
+
+    def _missing_positives(self, topics: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+        wanted = self._positives.merge(topics[['qid', 'query']], on='qid')
+        merged = wanted.merge(found[['qid', 'docno']], on=['qid', 'docno'], how='left', indicator=True)
+        missing = merged[merged['_merge'] == 'left_only'][['qid', 'query', 'docno']]
+        if self._loader is not None and (self.teacher is not None or not self.scores_needed):
+            return missing
+        self._count('positives that the candidates lack (give corpus= and pairwise_teacher= to fetch and score them)',
+                    len(missing))
+        return missing.iloc[:0]
+
+    def _with_text(self, found: pd.DataFrame) -> pd.DataFrame:
+        if self.text_field not in found.columns:
+            found = found.assign(**{self.text_field: pd.Series([None] * len(found), dtype=object, index=found.index)})
+        without = found[self.text_field].isna()
+        if without.any() and self._loader is not None:
+            loaded = fetch_texts(self._loader, found.loc[without, 'docno'].unique(), self.text_field)
+            texts = found[self.text_field].astype(object)
+            texts[without] = found.loc[without, 'docno'].map(loaded)
+            found = found.assign(**{self.text_field: texts})
+        lacking = found[self.text_field].isna() | (found[self.text_field].astype(str).str.strip() == '')
+        self._count('candidates without text', int(lacking.sum()))
+        return found[~lacking].reset_index(drop=True)
+
+    def _with_scores(self, found: pd.DataFrame) -> pd.DataFrame:
+        if self.teacher is not None and len(found):
+            scored = self.teacher(found.drop(columns='score', errors='ignore'))
+            pt.validate.result_frame(scored, extra_columns=['score'], context=self.teacher)
+            before = len(found)
+            found = found.drop(columns='score', errors='ignore').merge(
+                scored[['qid', 'docno', 'score']], on=['qid', 'docno'], how='inner')
+            self._count('candidates that the pairwise teacher did not score', before - len(found))
+        elif not self.scores_needed:
+            found = found.assign(score=0.0)
+        return found
+
+    def _count(self, what: str, n: int) -> None:
+        if n:
+            self.dropped[what] = self.dropped.get(what, 0) + n
+
+    def report(self) -> None:
+        """Warn once of what was dropped, with counts."""
+        if self.dropped:
+            parts = '; '.join(f'{n:,} {what}' for what, n in self.dropped.items())
+            warnings.warn(f'dropped from the training data: {parts}', stacklevel=3)
+
+    def __repr__(self) -> str:
+        source = 'results' if self.results is not None else repr(self.negatives)
+        return f'CandidateSource({source}, teacher={self.teacher!r})'
+
+
+def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:  # noqa: ANN401
+    """Texts of `docnos` by docno; ids that the loader does not know are absent."""
+    frame = loader(pd.DataFrame({'qid': '0', 'query': '', 'docno': [str(docno) for docno in docnos]}))
+    known = frame[frame[text_field].notna()]
+    return dict(zip(known['docno'].astype(str), known[text_field].astype(str), strict=True))
+
+
+def query_store(pairs: ScoredPairs, topics: pd.DataFrame, path: Path) -> TextStore:
+    """The text of every query row, in order.
+
+    Raises:
+        ValueError: A query of the pairs is not in `topics`.
+    """
+    texts = dict(zip(topics['qid'].astype(str), topics['query'].astype(str), strict=True))
+    missing = [qid for qid in pairs.qids if qid not in texts]
+    if missing:
+        raise ValueError(f'{len(missing)} queries of the pairs have no text in the topics (first: {missing[:5]}): '
+                         'pass a topics frame (qid, query) that has them')
+    return _store(path, ((qid, texts[qid]) for qid in pairs.qids), pairs.qids, fingerprint(sorted(texts.items())))
+
+
+def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, path: Path,  # noqa: ANN401
+              text_field: str = 'text') -> TextStore:
+    """The text of every document row, in order: from the results frame where it has them, else from the corpus.
+
+    Raises:
+        ValueError: A document has no text anywhere.
+    """
+    known: dict[str, str] = {}
+    if results is not None and text_field in results.columns:
+        rows = results[results[text_field].notna()]
+        known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(str), strict=True))
+    loader = None if corpus is None else text_loader(corpus, text_field)
+
+    def items() -> Iterator[tuple[str, str]]:
+        for docnos in chunked(pairs.docnos, _CHUNK):
+            docnos = [str(docno) for docno in docnos]
+            absent = [docno for docno in docnos if docno not in known]
+            loaded = fetch_texts(loader, absent, text_field) if absent and loader is not None else {}
+            lost = [docno for docno in absent if docno not in loaded]
+            if lost:
+                raise ValueError(f'{len(lost)} documents of the pairs have no text (first: {lost[:5]}): give corpus= '
+                                 'something whose text_loader() knows them')
+            yield from ((docno, known.get(docno) or loaded[docno]) for docno in docnos)
+    return _store(path, items(), pairs.docnos, pairs.fingerprint)
+
+
+def _store(path: Path, items: Iterator[tuple[str, str]], ids: Any, key: str) -> TextStore:  # noqa: ANN401
+    if path.exists():
+        store = TextStore(path)
+        if len(store) == len(ids):
+            return store
+        raise ValueError(f'{path} holds the texts of other data: use another work_dir, or delete it')
+    return TextStore.build(path, items)
+
+
+def frame_fingerprint(frame: pd.DataFrame | None, columns: tuple[str, ...]) -> str | None:
+    """A hash of some columns of a frame, whatever its index."""
+    if frame is None:
+        return None
+    present = [name for name in columns if name in frame.columns]
+    hashes = pd.util.hash_pandas_object(frame[present].astype({n: str for n in present if n != 'score'}), index=False)
+    return fingerprint(present, np.asarray(hashes, dtype=np.uint64))

@@ -1,0 +1,287 @@
+"""`TasBalanced`: a dense encoder that is trained with TAS-Balanced and used like any PyTerrier bi-encoder."""
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_dr
+import torch
+
+from . import retrieval
+from .encoding import Encoder
+from .pairs import ScoredPairs
+from .sampling import QueryClusters
+from .training.config import Training
+
+
+class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
+    """A dense encoder that can be trained with TAS-Balanced.
+
+    It is a :class:`pyterrier_dr.BiEncoder`: alone it encodes queries (adds ``query_vec``), encodes passages (adds
+    ``doc_vec``) or re-ranks (adds ``score`` and ``rank``), by the columns it is given. It is a ``pt.Estimator``:
+    :meth:`fit` trains it.
+
+    .. code-block:: python
+        :caption: Any pipeline mines the negatives, any pipeline is the teacher.
+
+        tasb = TasBalanced('distilbert-base-uncased', training=Training(steps=20_000))
+        (bm25 % 100 >> text >> monoT5 >> tasb).fit(train_topics, train_qrels, dev_topics, dev_qrels)
+        index = tasb.index(dataset.get_corpus_iter(), 'corpus.flex')
+        dense = tasb.retriever(index, text=dataset)
+
+    .. cite.dblp:: conf/sigir/HofstatterLYLH21
+    """
+
+    schematic = {'label': 'TAS-Balanced'}
+
+    def __init__(self, model_name: str | os.PathLike, *, pairwise_teacher: pt.Transformer | None = None,
+                 in_batch_teacher: Any = None, negatives: pt.Transformer | None = None,  # noqa: ANN401
+                 corpus: Any = None, clusters: QueryClusters | str | None = None,  # noqa: ANN401
+                 cluster_encoder: pyterrier_dr.BiEncoder | None = None, training: Training = Training(),
+                 query_max_length: int | None = None, doc_max_length: int | None = None, batch_size: int = 32,
+                 text_field: str = 'text', verbose: bool = False, device: str | torch.device | None = None) -> None:
+        """Load an encoder.
+
+        Args:
+            model_name: A model directory or hub name: a plain encoder ([CLS] and dot product) or a
+                sentence-transformers directory (its own pooling and length).
+            pairwise_teacher: Any transformer that scores (query, text); None takes the score that arrives.
+            in_batch_teacher: Who scores every query of a batch against all its passages: a
+                :class:`LateInteraction`, the name of a ColBERT checkpoint, a :class:`WeightedSum`, any transformer
+                that scores (query, text), or stored :class:`TeacherScores`; None leaves the in-batch term out.
+            negatives: The pipeline that mines candidates when :meth:`fit` is given topics.
+            corpus: Anything with a text loader, for the text of candidates and of positives that they lack.
+            clusters: Query clusters, or a cluster file in the published text format; None clusters the training
+                queries.
+            cluster_encoder: Encodes the training queries for clustering; None takes this encoder, untrained.
+            training: Hyper-parameters.
+            query_max_length: Tokens of a query; None takes what the directory says, else 30 (the paper).
+            doc_max_length: Tokens of a passage; None takes what the directory says, else 200 (the paper).
+            batch_size: Texts encoded at a time, by default.
+            text_field: Column of the passages' text.
+            verbose: Show progress when encoding.
+            device: Where to compute; None takes a GPU if there is one.
+
+        Raises:
+            ValueError: The directory is no model that can be used; the message says what was looked for.
+        """
+        super().__init__(batch_size=batch_size, text_field=text_field, verbose=verbose)
+        self.model_name = str(model_name)
+        self.pairwise_teacher = pairwise_teacher
+        self.in_batch_teacher = in_batch_teacher
+        self.negatives = negatives
+        self.corpus = corpus
+        self.clusters = clusters
+        self.cluster_encoder = cluster_encoder
+        self.training = training
+        self.device = pyterrier_dr.infer_device(device)
+        self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
+                                    device=self.device)
+        self.query_max_length = self.encoder.query_max_length
+        self.doc_max_length = self.encoder.doc_max_length
+        self.record: dict[str, Any] | None = None
+
+    # ---- a BiEncoder -------------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The Hugging Face model."""
+        return self.encoder.model
+
+    @property
+    def tokenizer(self) -> Any:  # noqa: ANN401
+        """The Hugging Face tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def max_length(self) -> tuple[int, int]:
+        """Tokens of a query and of a passage; part of what makes two encoders equal."""
+        return self.query_max_length, self.doc_max_length
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode queries, encode passages, or score, by the columns of `inp`."""
+        with pt.validate.any(inp, context=self) as v:
+            v.query_frame(extra_columns=['query'], mode='query_encoder')
+            v.document_frame(extra_columns=[self.text_field], mode='doc_encoder')
+            for text in (['query', self.text_field], ['query_vec', self.text_field], ['query', 'doc_vec'],
+                         ['query_vec', 'doc_vec']):
+                v.columns(includes=text, mode='text_scorer')
+            v.columns(includes=['query'], mode='query_encoder')
+            v.columns(includes=[self.text_field], mode='doc_encoder')
+        return getattr(self, v.mode)()(inp)
+
+    def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> torch.Tensor:
+        """float32[N, D] vectors of queries, with gradients."""
+        return self._encode(texts, 'query', batch_size or self.batch_size)
+
+    def encode_docs_torch(self, texts: Iterable[str], batch_size: int | None = None) -> torch.Tensor:
+        """float32[N, D] vectors of passages, with gradients."""
+        return self._encode(texts, 'doc', batch_size or self.batch_size)
+
+    def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
+        """float32[N, D] vectors of queries."""
+        return self._encode_distinct(texts, 'query')
+
+    def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
+        """float32[N, D] vectors of passages; a text that occurs twice is encoded once."""
+        return self._encode_distinct(texts, 'doc')
+
+    def _encode(self, texts: Iterable[str], side: str, batch_size: int) -> torch.Tensor:
+        tokens = self.encoder.tokenise(list(texts), side)
+        chunks = [tokens.take(np.arange(i, min(i + batch_size, len(tokens))))
+                  for i in range(0, max(len(tokens), 1), batch_size)]
+        return torch.cat([self.encoder(chunk) for chunk in chunks])
+
+    def _encode_distinct(self, texts: Iterable[str], side: str) -> np.ndarray:
+        rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
+        return self.encoder.encode(self.encoder.tokenise(list(distinct), side))[rows]
+
+    # ---- an Estimator ------------------------------------------------------------------------------------------
+
+    def fit(self, topics_or_res_tr: pd.DataFrame | None = None, qrels_tr: pd.DataFrame | None = None,
+            topics_or_res_va: pd.DataFrame | None = None, qrels_va: pd.DataFrame | None = None, *,
+            pairs: ScoredPairs | Iterable | None = None, work_dir: str | os.PathLike | None = None,
+            resume: bool = False) -> TasBalanced:
+        """Train with TAS-Balanced.
+
+        What to learn from is one of:
+
+        - a results frame (qid, query, docno, text, and score unless there is a `pairwise_teacher`) with qrels: what
+          arrives when this is the last stage of a pipeline. Judged documents are positives, the rest negatives;
+        - a topics frame (qid, query) with qrels, where `negatives=` and `corpus=` were given at construction;
+        - `pairs=`, with topics for the queries' texts and `corpus=` for the passages'.
+
+        Args:
+            topics_or_res_tr: Training topics or results.
+            qrels_tr: Training qrels (qid, docno, label).
+            topics_or_res_va: Validation topics or results; results are re-ranked as they are.
+            qrels_va: Validation qrels.
+            pairs: Scored pairs, or an iterable in the vocabulary of ir_datasets' docpairs.
+            work_dir: Keeps pairs, tokens, clusters, teacher scores, checkpoints and the model; None keeps nothing.
+            resume: Continue what an interrupted call with the same `work_dir` began.
+
+        Returns:
+            This object, trained, in evaluation mode, under a new `model_name`.
+
+        Raises:
+            ValueError: Before any training, when there is nothing to learn from or something contradicts; the
+                message names the column, the ids and the remedy.
+        """
+        from .fitting import Fit
+        with _work_dir(work_dir) as folder:
+            fit = Fit(self, folder, resume=resume)
+            examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)             # what to learn from
+            pool = fit.validation_pool(topics_or_res_va, qrels_va)
+            clusters = fit.clusters(examples)                                      # topics, once
+            batches = fit.batches(examples, clusters)                              # what goes in a batch, whom to imitate
+            self.record = fit.train(batches, pool)                                 # how weights move
+            self.model_name = fit.new_identity()
+        return self
+
+    # ---- persistence -------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write a model directory with a model card and the training record.
+
+        `TasBalanced(path)`, `SentenceTransformer(path)` and `pyterrier_dr.SBertBiEncoder(path)` load it with equal
+        vectors; so do `pyterrier_dr.TasB(path)` and `HgfBiEncoder.from_pretrained(path)` where the encoder takes
+        [CLS] and the dot product.
+
+        Raises:
+            ValueError: `path` exists and `overwrite` is False.
+        """
+        from .encoding import model_directory
+        from .modelcard import model_card
+        model_directory.save(self.encoder, path, overwrite=overwrite, settings={'scale': self.training.scale},
+                             extra_files={'README.md': model_card(self), **self._record_file()})
+        return Path(path)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # noqa: ANN401
+        """Upload what :meth:`save` writes to a model repository.
+
+        Args:
+            repo_id: The repository, 'owner/name'.
+            **kwargs: Passed to `huggingface_hub.HfApi.upload_folder` (`token`, `commit_message`, `revision`, …).
+
+        Returns:
+            The address of the commit.
+        """
+        from huggingface_hub import HfApi
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.save(Path(folder) / 'model')
+            api = HfApi(token=kwargs.pop('token', None))
+            api.create_repo(repo_id, repo_type='model', private=kwargs.pop('private', None), exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=path, repo_type='model', **kwargs))
+
+    def _record_file(self) -> dict[str, str]:
+        import json
+        return {'training_record.json': json.dumps(self.record, indent=1)} if self.record else {}
+
+    # ---- retrieval ---------------------------------------------------------------------------------------------
+
+    def index(self, corpus: Iterable[dict], path: str | os.PathLike, *, overwrite: bool = False,
+              batch_size: int = 4096) -> pyterrier_dr.FlexIndex:
+        """Encode a corpus into a new FlexIndex; see :func:`pyterrier_tasb.retrieval.build_index`."""
+        return retrieval.build_index(self.doc_encoder(batch_size=batch_size), corpus, path, overwrite=overwrite)
+
+    def retriever(self, index: pyterrier_dr.FlexIndex, *, text: Any = None,  # noqa: ANN401
+                  num_results: int = 1000) -> pt.Transformer:
+        """Queries → results with text; see :func:`pyterrier_tasb.retrieval.build_retriever`."""
+        return retrieval.build_retriever(self.query_encoder(), index, text=text, num_results=num_results,
+                                         text_field=self.text_field)
+
+    # ---- identity ----------------------------------------------------------------------------------------------
+
+    def copy(self) -> TasBalanced:
+        """An encoder with weights of its own: keep one to compare before and after a fit."""
+        other = copy.copy(self)
+        other.encoder = copy.deepcopy(self.encoder)
+        return other
+
+    def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
+        """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`."""
+        other = copy.copy(self)
+        for name, value in attributes.items():
+            if not hasattr(other, name):
+                raise ValueError(f'TasBalanced has no attribute {name!r}')
+            setattr(other, name, value)
+        if {'query_max_length', 'doc_max_length'} & set(attributes):
+            other.encoder = self.encoder.with_lengths(other.query_max_length, other.doc_max_length)
+        return other
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """None: teachers and miners take no part in `transform`."""
+        return {}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TasBalanced):
+            return NotImplemented
+        return self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple:
+        return self.model_name, self.max_length, self.batch_size, self.text_field, self.verbose, str(self.device)
+
+    def __repr__(self) -> str:
+        return f'TasBalanced({self.model_name!r})'
+
+
+@contextmanager
+def _work_dir(path: str | os.PathLike | None) -> Iterable[Path]:
+    if path is not None:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix='tasb-') as folder:
+        yield Path(folder)
+
+

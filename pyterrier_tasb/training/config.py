@@ -1,0 +1,184 @@
+"""Every hyper-parameter of a training run, with its default and its source."""
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+_CHOICES = {
+    'sampling': ('tas-balanced', 'tas', 'random'),
+    'pairwise_loss': ('margin-mse', 'ranknet'),
+    'in_batch_loss': ('margin-mse', 'kl', 'listnet', 'lambda'),
+    'schedule': ('linear', 'cosine', 'constant'),
+}
+_AT_LEAST_ONE = ('steps', 'batch_size', 'accumulation', 'clusters_per_batch', 'n_bins', 'max_pairs_per_query',
+                 'log_every', 'clusters', 'eval_every', 'save_every', 'patience', 'micro_batch_tokens')
+_POSITIVE = ('learning_rate', 'scale')
+_NOT_NEGATIVE = ('weight_decay', 'max_grad_norm', 'pairwise_weight', 'in_batch_weight', 'size_power',
+                 'positive_bonus', 'seed', 'patience_from')
+
+
+@dataclass(frozen=True)
+class Training:
+    """The hyper-parameters of one training run (Hofstätter et al., SIGIR 2021, section 4).
+
+    An instance never changes; use :meth:`replace` for a variant. `Training.faithful()` has the paper's values.
+
+    Args:
+        steps: Optimiser steps.
+        batch_size: B, queries in a batch; each brings one positive and one negative passage. The paper has 32, 96, 256.
+        learning_rate: Peak learning rate of AdamW. The paper's 7e-6 suits hundreds of thousands of steps.
+        schedule: What follows the warm-up: 'linear' or 'cosine' decay to zero, or 'constant'.
+        warmup: Share of the steps over which the rate rises; it is above zero from the first step.
+        weight_decay: AdamW's decoupled decay; 0 is Adam, as in the paper.
+        max_grad_norm: Gradients are clipped to this norm; 0 never clips.
+        accumulation: Batches an optimiser step averages over.
+        seed: Decides clusters, batches and dropout.
+        sampling: 'tas-balanced', 'tas' (topics without balanced margins) or 'random'.
+        clusters: k, number of query clusters; None takes one for every 200 training queries.
+        spherical: k-means by inner product on unit vectors (the reference code) instead of Euclidean (the paper).
+        clusters_per_batch: n, clusters a batch draws from.
+        n_bins: h, margin bins of a query.
+        size_power: A cluster is drawn with probability proportional to size**size_power; 0 (the paper) is uniform.
+        max_pairs_per_query: Pairs kept of a query whose positives and negatives make more; None keeps all.
+        pairwise_loss: 'margin-mse' or, without a teacher, 'ranknet'.
+        in_batch_loss: 'margin-mse' (the paper's choice), 'kl', 'listnet' or 'lambda'.
+        pairwise_weight: λ, weight of the pairwise term.
+        in_batch_weight: α, weight of the in-batch term.
+        teacher_scale: A number that both teachers' scores are multiplied by, or 'auto': one constant for each teacher
+            that brings the standard deviation of its margins to the untrained student's. It is recorded.
+        scale: Factor on the cosine of a student with unit-length vectors; a student without them ignores it.
+        positive_bonus: Added to the teacher's score of a judged positive, after scaling; 0 is the paper.
+        eval_every: Steps between validations; None means ten in a run.
+        measure: The ir_measures measure that validation watches.
+        patience: Validations without gain before training stops; None never stops early.
+        patience_from: No early stop before this step.
+        save_every: Steps between checkpoints; None saves at every validation, or ten times in a run without one.
+        log_every: Steps between entries of the training log.
+        micro_batch_tokens: Encode a batch in pieces of at most this many tokens and keep no activations between them
+            (gradient caching): slower, exact, and flat in memory. None encodes it in one call.
+        report_to: Trackers of `transformers.Trainer`: 'none', 'tensorboard', 'wandb', 'mlflow', …
+
+    Raises:
+        ValueError: A field is out of its range; the message names field, value and range.
+
+    >>> Training(steps=100).replace(sampling='random').sampling
+    'random'
+    """
+    steps: int = 20_000
+    batch_size: int = 32
+    learning_rate: float = 2e-5
+    schedule: Literal['linear', 'cosine', 'constant'] = 'linear'
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    accumulation: int = 1
+    seed: int = 42
+    sampling: Literal['tas-balanced', 'tas', 'random'] = 'tas-balanced'
+    clusters: int | None = None
+    spherical: bool = False
+    clusters_per_batch: int = 1
+    n_bins: int = 10
+    size_power: float = 0.0
+    max_pairs_per_query: int | None = 1000
+    pairwise_loss: Literal['margin-mse', 'ranknet'] = 'margin-mse'
+    in_batch_loss: Literal['margin-mse', 'kl', 'listnet', 'lambda'] = 'margin-mse'
+    pairwise_weight: float = 1.0
+    in_batch_weight: float = 0.75
+    teacher_scale: float | Literal['auto'] = 'auto'
+    scale: float = 20.0
+    positive_bonus: float = 0.0
+    eval_every: int | None = None
+    measure: str = 'nDCG@10'
+    patience: int | None = None
+    patience_from: int = 0
+    save_every: int | None = None
+    log_every: int = 10
+    micro_batch_tokens: int | None = None
+    report_to: str = 'none'
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'Training({name}={getattr(self, name)!r}): must be one of {", ".join(allowed)}')
+        optional = {field.name for field in fields(self) if field.default is None} | {'max_pairs_per_query'}
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f'Training({name}={value!r}): must be a whole number of at least 1')
+        for name in (*_POSITIVE, *_NOT_NEGATIVE):
+            low_is_open = name in _POSITIVE
+            value = self._number(name)
+            if value < 0 or (low_is_open and value == 0):
+                raise ValueError(f'Training({name}={value!r}): must be {"above" if low_is_open else "at least"} 0')
+        if not isinstance(self.seed, int) or self.seed >= 2**63:
+            raise ValueError(f'Training(seed={self.seed!r}): must be a whole number below 2**63')
+        if not 0 <= self._number('warmup') < 1:
+            raise ValueError(f'Training(warmup={self.warmup!r}): must be a share of the steps in [0, 1)')
+        if self.teacher_scale != 'auto' and self._number('teacher_scale') <= 0:
+            raise ValueError(f"Training(teacher_scale={self.teacher_scale!r}): must be 'auto' or above 0")
+        self._check_measure()
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f'Training({name}={value!r}): must be a finite number')
+        return value
+
+    def _check_measure(self) -> None:
+        import ir_measures
+        try:
+            ir_measures.parse_measure(self.measure)
+        except (ValueError, NameError, AttributeError) as error:
+            raise ValueError(f'Training(measure={self.measure!r}): ir_measures does not know it ({error})') from error
+
+    @classmethod
+    def faithful(cls, **changes: Any) -> Training:  # noqa: ANN401
+        """The published run: Adam at 7e-6, 800K batches of 32, k-means as in the reference code, nothing rescaled.
+
+        Args:
+            **changes: Fields that differ from the published run, `batch_size=256` for example.
+
+        >>> Training.faithful(batch_size=256).learning_rate
+        7e-06
+        """
+        published = dict(
+            steps=800_000, batch_size=32, learning_rate=7e-6, schedule='constant', warmup=0.0, max_grad_norm=0.0,
+            clusters=2000, spherical=True, teacher_scale=1.0, max_pairs_per_query=None,
+            eval_every=4000, patience=30, patience_from=300_000)
+        return cls(**{**published, **changes})
+
+    def replace(self, **changes: Any) -> Training:  # noqa: ANN401
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps between validations."""
+        return self.eval_every or max(1, self.steps // 10)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return int(self.warmup * self.steps)
+
+    def rate_at(self, step: int) -> float:
+        """Share of the peak learning rate at optimiser step `step`, counted from 0; never 0 while training.
+
+        >>> Training(steps=10, warmup=0.2).rate_at(0)
+        0.5
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        if self.schedule == 'linear':
+            return max(0.0, 1.0 - done)
+        if self.schedule == 'cosine':
+            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return 1.0

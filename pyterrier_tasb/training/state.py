@@ -1,0 +1,26 @@
+"""Leave the process as it was found: generators, environment, torch settings."""
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def untouched_global_state() -> Iterator[None]:
+    """Restore the global random generators and the environment when the block ends, also after an exception."""
+    python, numpy, environment = random.getstate(), np.random.get_state(), dict(os.environ)
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for name in set(os.environ) - set(environment):
+                del os.environ[name]
+            os.environ.update(environment)

@@ -1,0 +1,335 @@
+"""The training loop: a thin `transformers.Trainer` whose batches are a pure function of the step."""
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyterrier as pt
+import torch
+from safetensors.torch import save_file
+from torch.utils.data import Dataset, Sampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as hf_logging
+
+from .._files import fingerprint, read_json, write_json
+from .config import Training
+from .state import untouched_global_state
+
+Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+_COMPLETE = 'complete.json'
+
+
+class Batches(Protocol):
+    """The batch of every step, as a pure function of the step's number."""
+
+    def __getitem__(self, step: int) -> Any: ...  # noqa: ANN401, D105
+
+
+@dataclass
+class TrainingRecord:
+    """What happened in a training run.
+
+    Args:
+        steps: Optimiser steps done.
+        best_step: The step whose weights were kept; None without validation.
+        best_value: The measure there.
+        history: One entry for each log line or validation: `step`, then `loss`, its parts and the learning rate, or
+            the measure.
+    """
+    steps: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON values."""
+        return asdict(self)
+
+
+class _Steps(Dataset):
+    """Step number → (step number, batch): what a loader's workers evaluate."""
+
+    def __init__(self, batches: Batches, n_batches: int) -> None:
+        self.batches, self.n_batches = batches, n_batches
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __getitem__(self, step: int) -> tuple[int, Any]:
+        return step, self.batches[step]
+
+
+class _From(Sampler):
+    """The step numbers from `start` on: resuming at step 500,000 costs what step 0 costs."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.stop))
+
+    def __len__(self) -> int:
+        return self.stop  # the schedule counts the whole run, whatever part of it is left
+
+
+class _Progress(TrainerCallback):
+    """A progress bar over optimiser steps with the last loss and measure."""
+
+    def __init__(self, desc: str) -> None:
+        self.desc, self.bar = desc, None
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        if state.is_world_process_zero:
+            self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit='step')
+            self.shown: dict[str, str] = {}
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        if self.bar is not None:
+            self.shown |= {name.removeprefix('eval_'): f'{value:.4g}' for name, value in (logs or {}).items()
+                           if name == 'loss' or name.startswith('eval_')}
+            self.bar.set_postfix(self.shown)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class NotFiniteError(ValueError):
+    """The loss became NaN or infinite."""
+
+
+class _Trainer(Trainer):
+    """`Trainer` with our batches, our loss, our validation and pickle-free, verified checkpoints."""
+
+    def __init__(self, module: torch.nn.Module, args: TrainingArguments, training: Training, batches: Batches,
+                 loss: Loss, validate: Callable[[], dict[str, float]] | None, callbacks: list[TrainerCallback],
+                 start: int) -> None:
+        n_batches = training.steps * training.accumulation * args.world_size
+        super().__init__(module, args, data_collator=lambda items: items[0],
+                         train_dataset=_Steps(batches, n_batches), callbacks=callbacks)
+        self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
+        self.training, self.loss, self.validate = training, loss, validate
+        self.first_batch = start * training.accumulation * args.world_size
+        self._parts: dict[str, torch.Tensor] = {}
+        self._n_parts = 0
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        return _From(self.first_batch, len(self.train_dataset))
+
+    def _prepare_inputs(self, inputs: tuple[int, Any]) -> tuple[int, Any]:
+        return inputs   # the encoder moves tokens itself
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> None:
+        return None
+
+    def create_scheduler(self, num_training_steps: int,
+                         optimizer: torch.optim.Optimizer | None = None) -> torch.optim.lr_scheduler.LRScheduler:
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.training.rate_at)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model: torch.nn.Module, inputs: tuple[int, Any], return_outputs: bool = False,
+                     num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        step, batch = inputs
+        # dropout is a function of (seed, batch), so that a resumed run repeats it without a stored generator
+        torch.manual_seed(int(fingerprint(self.training.seed, step), 16) >> 1)
+        loss, parts = self.loss(model, batch)
+        if not torch.isfinite(loss):
+            raise NotFiniteError(f'the loss is {loss.item()} at step {self.state.global_step + 1}'
+                                 f'{_describe(batch)}; the last checkpoint is '
+                                 f'{newest_checkpoint(Path(self.args.output_dir)) or "none yet"}. Lower the learning '
+                                 'rate, or look at the teacher\'s scores of these queries')
+        for name, value in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value.detach()
+        self._n_parts += 1
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if 'loss' in logs and self._n_parts:
+            logs |= {name: float(value) / self._n_parts for name, value in self._parts.items()}
+            self._parts, self._n_parts = {}, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+        metrics = {f'eval_{name}': value for name, value in self.validate().items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        os.makedirs(output_dir, exist_ok=True)
+        state_dict = state_dict if state_dict is not None else self.model.state_dict()
+        save_file({name: value.contiguous() for name, value in state_dict.items()},
+                  os.path.join(output_dir, 'model.safetensors'), metadata={'format': 'pt'})
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: no step depends on a generator's state."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing: no step depends on a generator's state."""
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}'
+            write_json(folder / _COMPLETE, {file.name: _sha256(file) for file in sorted(folder.iterdir())})
+
+
+def _describe(batch: Any) -> str:  # noqa: ANN401
+    describe = getattr(batch, 'describe', None)
+    return f' ({describe()})' if describe else ''
+
+
+def _sha256(file: Path) -> str:
+    with open(file, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
+            else hashlib.sha256(stream.read()).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sums = read_json(folder / _COMPLETE)
+        return all(_sha256(folder / name) == digest for name, digest in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unharmed; None when there is none."""
+    folders = sorted(output_dir.glob('checkpoint-*'), key=lambda folder: int(folder.name.rpartition('-')[2]))
+    for folder in reversed(folders):
+        if _is_whole(folder):
+            return folder
+        warnings.warn(f'{folder} is incomplete or damaged and is passed over', stacklevel=2)
+    return None
+
+
+def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool) -> TrainingArguments:
+    # a saved step must be a validated one, so that the best weights are on disk
+    save_every = training.validation_interval if has_validation else (training.save_every
+                                                                      or training.validation_interval)
+    args = TrainingArguments(
+        str(output_dir), max_steps=training.steps, per_device_train_batch_size=1,
+        gradient_accumulation_steps=training.accumulation, learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm, optim='adamw_torch_fused',
+        seed=training.seed % 2**32, use_cpu=device.type == 'cpu', disable_tqdm=True, remove_unused_columns=False,
+        logging_steps=training.log_every, logging_nan_inf_filter=False, report_to=training.report_to,
+        save_strategy='steps', save_steps=save_every, save_total_limit=2, ignore_data_skip=True,
+        eval_strategy='steps' if has_validation else 'no', eval_steps=training.validation_interval,
+        load_best_model_at_end=has_validation, greater_is_better=True,
+        metric_for_best_model=f'eval_{training.measure}' if has_validation else None,
+        dataloader_pin_memory=False, ddp_find_unused_parameters=False)
+    args._n_gpu = min(args.n_gpu, 1)   # one process, one device: DataParallel would split a batch
+    return args
+
+
+def _callbacks(training: Training, has_validation: bool, progress: _Progress) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [progress]
+    if has_validation and training.patience is not None:
+        callbacks.append(_Patience(training))
+    return callbacks
+
+
+class _Patience(EarlyStoppingCallback):
+    """Early stopping that never stops before `patience_from`."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(early_stopping_patience=training.patience)
+        self.patience_from = training.patience_from
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if state.global_step < self.patience_from:
+            control.should_training_stop = False
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Training, *, output_dir: str | os.PathLike,
+          device: torch.device, validate: Callable[[], dict[str, float]] | None = None, resume: bool = False,
+          desc: str = 'Training', extra_callbacks: tuple[TrainerCallback, ...] = ()) -> TrainingRecord:
+    """Train `module` in place.
+
+    Args:
+        module: What is trained; `loss` calls it, wrapped for several processes where there are some.
+        batches: `batches[i]` is batch number i; a step takes `accumulation` of them on every process.
+        loss: (module, batch) → the scalar to minimise and its named parts, for the log.
+        training: Hyper-parameters.
+        output_dir: Where checkpoints go.
+        device: Where `module` is.
+        validate: Called every `training.validation_interval` steps in evaluation mode, gives {measure: value}; the
+            weights of the best value are restored at the end.
+        resume: Continue from the newest unharmed checkpoint in `output_dir`, if there is one.
+        desc: Label of the progress bar.
+        extra_callbacks: Further `transformers.TrainerCallback`s.
+
+    Returns:
+        The record of the run; `module` holds the best weights and is in evaluation mode, also after an exception.
+
+    Raises:
+        NotFiniteError: The loss is NaN or infinite.
+    """
+    output_dir = Path(output_dir)
+    checkpoint = newest_checkpoint(output_dir) if resume else None
+    start = read_json(checkpoint / 'trainer_state.json')['global_step'] if checkpoint else 0
+    progress = _Progress(desc)
+    with untouched_global_state(), _quiet():
+        args = _arguments(training, output_dir, device, validate is not None)
+        trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
+                           [*_callbacks(training, validate is not None, progress), *extra_callbacks], start)
+        trainer.remove_callback(PrinterCallback)
+        if checkpoint:
+            pt.tqdm.write(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
+                          f'{training.learning_rate * training.rate_at(start):.3g}'
+                          f'{_describe(batches[trainer.first_batch]) if start < training.steps else ""}')
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except KeyboardInterrupt:
+            pt.tqdm.write(f'{desc}: interrupted at step {trainer.state.global_step}; the weights of that step are in '
+                          f'place, the newest checkpoint is {newest_checkpoint(output_dir) or "none yet"}: the same '
+                          'call with resume=True goes on from it')
+            raise
+        finally:
+            progress.close()
+            module.eval()
+            module.to(device)
+            trainer.accelerator.free_memory()
+    return _record(trainer)
+
+
+def _in_eval_mode(module: torch.nn.Module,
+                  validate: Callable[[], dict[str, float]] | None) -> Callable[[], dict[str, float]] | None:
+    if validate is None:
+        return None
+
+    def wrapped() -> dict[str, float]:
+        module.eval()
+        with torch.no_grad():
+            return validate()
+    return wrapped
+
+
+def _record(trainer: _Trainer) -> TrainingRecord:
+    state = trainer.state
+    history = [{name.removeprefix('eval_'): value for name, value in entry.items() if name != 'epoch'}
+               for entry in state.log_history if not any(name.startswith('train_') for name in entry)]
+    return TrainingRecord(state.global_step, state.best_global_step, state.best_metric, history)

@@ -1,0 +1,60 @@
+"""Validation by re-ranking a fixed pool: every distinct text is encoded once."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ir_measures
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from ..encoding import Encoder
+
+
+class RerankingPool:
+    """Validation queries with their candidates, and what a student makes of them.
+
+    Args:
+        results: Frame with qid, query, docno and the text column; each row is a candidate to re-rank.
+        qrels: Frame with qid, docno, label.
+        measure: An ir_measures measure, for example 'nDCG@10'.
+        text_field: The column that holds the candidates' text.
+
+    Raises:
+        ValueError: No candidate's query is in the qrels.
+    """
+
+    def __init__(self, results: pd.DataFrame, qrels: pd.DataFrame, measure: str = 'nDCG@10',
+                 text_field: str = 'text') -> None:
+        judged = set(qrels['qid'].astype(str))
+        results = results[results['qid'].isin(judged)]
+        if not len(results):
+            raise ValueError('none of the validation queries has a judgement: check that qids agree '
+                             f'(first judged qids: {sorted(judged)[:5]})')
+        self.measure = ir_measures.parse_measure(measure)
+        self.query_row, queries = pd.factorize(results['query'])
+        self.doc_row, docs = pd.factorize(results[text_field])
+        self.queries, self.docs = list(queries), list(docs)
+        self._run = pd.DataFrame({'query_id': results['qid'].astype(str).to_numpy(),
+                                  'doc_id': results['docno'].astype(str).to_numpy()})
+        self._evaluator = ir_measures.evaluator([self.measure], pd.DataFrame({
+            'query_id': qrels['qid'].astype(str).to_numpy(), 'doc_id': qrels['docno'].astype(str).to_numpy(),
+            'relevance': qrels['label'].astype(int).to_numpy()})[lambda q: q['query_id'].isin(set(results['qid']))])
+        self._tokens: tuple | None = None
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self._run)
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        """Re-rank the pool with `encoder`.
+
+        Returns:
+            The measure's name and its mean over the pool's queries.
+        """
+        if self._tokens is None:
+            self._tokens = encoder.tokenise(self.queries, 'query'), encoder.tokenise(self.docs, 'doc')
+        query_vecs, doc_vecs = (encoder.encode(tokens) for tokens in self._tokens)
+        scores = np.einsum('nd,nd->n', query_vecs[self.query_row], doc_vecs[self.doc_row])
+        values = self._evaluator.calc_aggregate(self._run.assign(score=scores))
+        return {str(self.measure): float(values[self.measure])}
