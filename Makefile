@@ -1,53 +1,49 @@
-# Every command makes what it needs; a Python (3.10 to 3.13) and make are enough to begin with.
+# Every command makes what it needs: a Python (3.10 to 3.13) and make are enough to begin with.
 PYTHON ?= python3
 VENV ?= .venv
-# Test processes; each runs torch with one thread.
+CONSTRAINTS ?= constraints.txt
+# Test processes, each with one torch thread.
 WORKERS ?= 2
-# What `make experiment` hands on, for example ARGS='--seeds 1 --steps 50'.
+# Handed on: make experiment ARGS='--seeds 1 --steps 50', make test ARGS='tests/sampling -x'.
 ARGS ?=
 
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
-PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile --durations=20
+RUN = $(VENV)/bin/python
+PIP = $(RUN) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS)
 READY = $(VENV)/.ready
 
 .PHONY: install quickstart test experiment test-oldest test-versions lint docs clean
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt
-	@echo 'Installing into $(VENV): about 5 GB with torch, some minutes the first time'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt -e '.[dev]'
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@echo 'Installing into $(VENV); torch makes it large, so this takes some minutes the first time'
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
 	touch $@
 
 quickstart: $(READY)
-	$(VENV)/bin/python examples/quickstart.py $(ARGS)
+	$(RUN) examples/quickstart.py $(ARGS)
 
 test: $(READY)
-	$(call PYTEST,$(VENV))
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=20 $(ARGS)
 
 experiment: $(READY)
-	$(VENV)/bin/python examples/experiment.py $(ARGS)
-
-lint: $(READY)
-	$(VENV)/bin/python -m ruff check .
-
-docs: $(READY)
-	$(PIP) -c constraints.txt -e '.[docs]'
-	$(VENV)/bin/python -m sphinx -q -W -b html docs build/docs
+	$(RUN) examples/experiment.py $(ARGS)
 
 # The oldest versions that pyproject.toml admits.
-test-oldest: .venv-oldest/.ready
-	$(call PYTEST,.venv-oldest)
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
-.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
-	$(MAKE) VENV=.venv-oldest install-oldest
-	touch $@
+# Python 3.10 to 3.13, as far as they are here; the table goes into docs/results/versions.md.
+test-versions:
+	$(PYTHON) .ci/versions.py
 
-.PHONY: install-oldest
-install-oldest:
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints-oldest.txt -e '.[test]'
+lint: $(READY)
+	$(RUN) -m ruff check .
+
+docs: $(READY)
+	$(PIP) -e '.[docs]'
+	$(RUN) -m sphinx -q -W --keep-going -b html docs build/docs
 
 clean:
-	rm -rf .venv .venv-oldest .venv-3.* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -164,7 +164,8 @@ def _rng_states():
     import torch
 
     kind, keys, position, has_gauss, gauss = np.random.get_state()
-    return random.getstate(), (kind, keys.tobytes(), position, has_gauss, gauss), torch.get_rng_state().numpy().tobytes()
+    of_numpy = kind, keys.tobytes(), position, has_gauss, gauss
+    return random.getstate(), of_numpy, torch.get_rng_state().numpy().tobytes()
 
 
 @pytest.fixture
