@@ -1,0 +1,29 @@
+"""Half precision where the hardware computes with it."""
+from __future__ import annotations
+
+import torch
+
+_DTYPES = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 matrices itself; emulation is slower than float32."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type == 'cpu':
+        return any(getattr(torch.cpu, name, lambda: False)()
+                   for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
+    return False
+
+
+def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast; None computes in float32.
+
+    Raises:
+        ValueError: `amp` is unknown.
+    """
+    if amp == 'auto':
+        return torch.bfloat16 if has_bf16(device) else None
+    if amp not in _DTYPES:
+        raise ValueError(f"amp={amp!r} is unknown: one of 'auto', 'off', 'bf16', 'fp16'")
+    return _DTYPES[amp]

@@ -1,0 +1,111 @@
+"""Token ids of many texts in two flat arrays."""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .._files import fingerprint
+
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of N texts, special tokens included, without padding.
+
+    Args:
+        ids: int64[T], the texts one after the other.
+        offsets: int64[N + 1]; text i is `ids[offsets[i]:offsets[i + 1]]`.
+    """
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N], tokens in each text."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: np.ndarray | None) -> Tokens:
+        """The texts of these rows, in this order; None takes all."""
+        return self if rows is None else gather(self.ids, self.offsets, rows)
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int]]) -> Tokens:
+        """One list of ids a text."""
+        offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        ids = np.fromiter((i for ids in lists for i in ids), dtype=np.int64, count=offsets[-1])
+        return cls(ids, offsets)
+
+    @staticmethod
+    def concat(parts: Sequence[Tokens]) -> Tokens:
+        """The texts of all parts, one part after the other."""
+        offsets = np.zeros(sum(map(len, parts)) + 1, dtype=np.int64)
+        if parts:
+            np.cumsum(np.concatenate([part.lengths for part in parts]), out=offsets[1:])
+        ids = [part.ids for part in parts] or [np.empty(0, dtype=np.int64)]
+        return Tokens(np.concatenate(ids), offsets)
+
+
+def gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> Tokens:
+    """The texts of `rows` out of flat arrays, which may be memory maps."""
+    rows = np.asarray(rows, dtype=np.int64)
+    starts = np.asarray(offsets[rows], dtype=np.int64)
+    lengths = np.asarray(offsets[rows + 1], dtype=np.int64) - starts
+    taken = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=taken[1:])
+    at = np.arange(taken[-1], dtype=np.int64) + np.repeat(starts - taken[:-1], lengths)
+    return Tokens(np.asarray(ids[at], dtype=np.int64), taken)
+
+
+_BACKENDS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.Tokenizer:
+    """A copy of a fast tokenizer's engine with its truncation set: calls share no state, so threads may."""
+    from tokenizers import Tokenizer
+
+    engines = _BACKENDS.setdefault(tokenizer, {})
+    if max_length not in engines:
+        engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        engine.no_padding()
+        engine.enable_truncation(max_length, direction=tokenizer.truncation_side)
+        engines[max_length] = engine
+    return engines[max_length]
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Tokens:
+    """Tokenise texts, with special tokens, cut at `max_length` tokens.
+
+    Raises:
+        ValueError: Something among the texts is no string.
+    """
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f'text {i} of {len(texts)} is not a string but {type(text).__name__} ({text!r:.60}): '
+                             'drop it, or put an empty string in its place')
+    if not texts:
+        return Tokens.from_lists([])
+    if tokenizer.is_fast:
+        return Tokens.from_lists([e.ids for e in _backend(tokenizer, max_length).encode_batch_fast(texts)])
+    return Tokens.from_lists(tokenizer(texts, truncation=True, max_length=max_length)['input_ids'])
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what the tokenizer makes of a text: equal for equal tokenizers, wherever they were loaded from."""
+    if not tokenizer.is_fast:
+        return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map)
+    engine = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    engine.no_padding()
+    engine.no_truncation()
+    return fingerprint(engine.to_str(), tokenizer.truncation_side)
