@@ -1,0 +1,95 @@
+"""A pipeline's results → pairs, a chunk of queries at a time, so that an interruption loses one chunk."""
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .._files import atomic_file, fingerprint, read_json, write_json
+from .checks import check_qrels, check_scores, check_topics_or_results, first
+from .results import from_frame, pairs_frame
+from .store import ScoredPairs
+
+
+def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, path: str | os.PathLike, *,
+                  chunk: int = 256, max_pairs_per_query: int | None = 1000, seed: int = 0) -> ScoredPairs:
+    """Run `pipeline` over topics and keep the pairs of what it scores.
+
+    Args:
+        pipeline: Queries → results with score: candidates, text, teacher.
+        topics: qid, query.
+        qrels: qid, docno, label.
+        path: Where the pairs go. Beside it, `path.chunks` keeps the finished chunks until all are done: the same call
+            after an interruption goes on from there.
+        chunk: Queries at a time.
+        max_pairs_per_query: Pairs kept, drawn at random, of a query that has more; None keeps all.
+        seed: Of that draw.
+
+    Raises:
+        ValueError: The chunks there are of other topics, qrels or pipeline; the message names the difference.
+    """
+    path = Path(path)
+    qrels = check_qrels(qrels, 'training')
+    topics, _ = check_topics_or_results(topics[['qid', 'query']], 'training', 'text')
+    folder = path.with_name(path.name + '.chunks')
+    _claim(folder, {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
+                    'pipeline': repr(pipeline), 'chunk': chunk, 'max_pairs_per_query': max_pairs_per_query,
+                    'seed': seed})
+    parts = []
+    for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
+        file = folder / f'{start:09d}.npz'
+        if not file.exists():
+            _write(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
+        parts.append(_read(file))
+    frame = pd.concat(parts, ignore_index=True)
+    lost = len(topics) - frame['qid'].nunique()
+    if not len(frame):
+        raise ValueError(f'none of the {lost} queries has both a positive and a negative among its results (qids '
+                         f'{first(topics["qid"])}): retrieve deeper, or check that qids and docnos agree')
+    if lost:
+        warnings.warn(f'{lost} of {len(topics)} queries have no positive or no negative among their results and are '
+                      'left out', stacklevel=2)
+    pairs = from_frame(frame, path)
+    shutil.rmtree(folder)
+    return pairs
+
+
+def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, most: int | None,
+           seed: int) -> pd.DataFrame:
+    results = pipeline(topics.reset_index(drop=True))
+    pt.validate.result_frame(results, extra_columns=['score'], context=pipeline)
+    check_scores(results, 'training')
+    return pairs_frame(results.astype({'qid': str, 'docno': str}), qrels, most, seed)
+
+
+def _write(file: Path, pairs: pd.DataFrame) -> None:
+    with atomic_file(file) as part, open(part, 'wb') as out:
+        np.savez(out, margin=pairs['margin'].to_numpy(),
+                 **{name: np.asarray(pairs[name], dtype=np.str_) for name in ('qid', 'pos', 'neg')})
+
+
+def _read(file: Path) -> pd.DataFrame:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return pd.DataFrame({name: arrays[name] for name in ('qid', 'pos', 'neg', 'margin')})
+    except Exception as error:
+        raise ValueError(f'{file} is damaged ({error}): delete it and run the same call again') from error
+
+
+def _claim(folder: Path, ours: dict) -> None:
+    claim = folder / 'of.json'
+    if not claim.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(claim, ours)
+        return
+    theirs = read_json(claim)
+    differing = [f'{name} ({theirs.get(name)!r} there, {value!r} now)' for name, value in ours.items()
+                 if theirs.get(name) != value]
+    if differing:
+        raise ValueError(f'{folder} holds chunks of another run: {"; ".join(differing)}. Use another path, or delete '
+                         'it')

@@ -1,0 +1,121 @@
+"""`ScoredPairs`: (query, p⁺, p⁻, margin) as numpy memory maps in compressed rows."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .._files import atomic_dir, fingerprint, read_json, write_json
+from ..texts import StringArray
+
+_ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
+
+
+class ScoredPairs(pt.Artifact):
+    """Training pairs by query, sorted by (query row, margin, positive, negative), so that margin bins are runs.
+
+    Args:
+        path: A directory that one of the `from_…` methods made.
+
+    Raises:
+        ValueError: There are no pairs at `path`, or a file is damaged.
+    """
+
+    ARTIFACT_TYPE, ARTIFACT_FORMAT, ARTIFACT_PACKAGE_HINT = 'scored_pairs', 'csr', 'pyterrier-tasb'
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(str(path))
+        folder = Path(path)
+        if not (folder / 'pt_meta.json').exists():
+            raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
+                             'from_teacher_file(…) or from_docpairs(…) makes them')
+        self.fingerprint: str = read_json(folder / 'pt_meta.json')['fingerprint']
+        self.qids: Sequence[str] = StringArray(folder / 'qids')
+        self.docnos: Sequence[str] = StringArray(folder / 'docnos')
+        for name in _ARRAYS:
+            setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
+        if self.indptr[-1] != len(self.margin) or len(self.indptr) != len(self.qids) + 1:
+            raise ValueError(f'{folder} is damaged: its arrays do not fit together; delete it and build it again')
+
+    @classmethod
+    def from_arrays(cls, path: str | os.PathLike | None, qids: Sequence[str], docnos: Sequence[str],
+                    query: np.ndarray, pos: np.ndarray, neg: np.ndarray, margin: np.ndarray) -> ScoredPairs:
+        """Sort and write pairs given by rows.
+
+        Args:
+            path: Where they go; None keeps them in memory.
+            qids: Id of query row i.
+            docnos: Id of document row j.
+            query: int[N].
+            pos: int[N], document rows.
+            neg: int[N], document rows.
+            margin: float[N], t⁺ − t⁻.
+
+        Raises:
+            ValueError: A margin is no finite number, or a query has no pair.
+        """
+        margin = np.asarray(margin, dtype=np.float32)
+        bad = ~np.isfinite(margin)
+        if bad.any():
+            ids = [qids[int(row)] for row in np.unique(np.asarray(query)[bad])[:5]]
+            raise ValueError(f'{int(bad.sum())} margins are NaN or infinite (qids {ids}): the teacher must give every '
+                             'candidate a finite score')
+        sizes = np.bincount(query, minlength=len(qids))
+        if not len(qids) or sizes.min() < 1:
+            raise ValueError(f'{int((sizes < 1).sum())} queries have no pair: leave them out')
+        order = np.lexsort((neg, pos, margin, query))
+        arrays = {'indptr': np.concatenate([[0], np.cumsum(sizes)]), 'pos': np.asarray(pos)[order],
+                  'neg': np.asarray(neg)[order], 'margin': margin[order]}
+        arrays = {name: values.astype(_ARRAYS[name]) for name, values in arrays.items()}
+        if path is None:
+            pairs = cls.__new__(cls)
+            pairs.qids, pairs.docnos = list(qids), list(docnos)
+            pairs.__dict__.update(arrays)
+            pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *arrays.values())
+            return pairs
+        with atomic_dir(path) as part:
+            hashes = [StringArray.write(part / name, map(str, ids)) for name, ids in
+                      (('qids', qids), ('docnos', docnos))]
+            for name, values in arrays.items():
+                np.save(part / f'{name}.npy', values, allow_pickle=False)
+            write_json(part / 'pt_meta.json', {
+                'type': cls.ARTIFACT_TYPE, 'format': cls.ARTIFACT_FORMAT, 'package_hint': cls.ARTIFACT_PACKAGE_HINT,
+                'fingerprint': fingerprint(hashes, *arrays.values())})
+        return cls(path)
+
+    @classmethod
+    def from_results(cls, results: pd.DataFrame, qrels: pd.DataFrame, path: str | os.PathLike | None = None,
+                     **options: Any) -> ScoredPairs:  # noqa: ANN401
+        """Pairs of a scored results frame; see :func:`pyterrier_tasb.pairs.results.from_results`."""
+        from .results import from_results
+        return from_results(results, qrels, path, **options)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame,
+                      path: str | os.PathLike, **options: Any) -> ScoredPairs:  # noqa: ANN401
+        """Pairs of a pipeline's results, chunk by chunk; see :func:`pyterrier_tasb.pairs.pipeline.from_pipeline`."""
+        from .pipeline import from_pipeline
+        return from_pipeline(pipeline, topics, qrels, path, **options)
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.margin)
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries, each with at least one pair."""
+        return len(self.indptr) - 1
+
+    def describe(self) -> dict[str, float]:
+        """Counts, and quantiles of the margins."""
+        some = np.asarray(self.margin[::max(1, len(self) // 1_000_000)], dtype=np.float64)
+        quantiles = {f'margin p{p}': float(np.percentile(some, p)) for p in (5, 50, 95)}
+        return {'pairs': len(self), 'queries': self.n_queries, 'documents': len(self.docnos), **quantiles}
+
+    def __repr__(self) -> str:
+        return f'ScoredPairs({len(self):,} pairs of {self.n_queries:,} queries)'

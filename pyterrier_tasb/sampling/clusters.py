@@ -1,0 +1,159 @@
+"""Topics: k-means over the vectors of the training queries, once before training."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .._files import atomic_dir, atomic_file, fingerprint, read_json, write_json
+
+_QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
+
+
+def default_k(n_queries: int) -> int:
+    """One cluster for every 200 queries, as in the paper, and at least one."""
+    return max(1, round(n_queries / _QUERIES_PER_CLUSTER))
+
+
+class QueryClusters:
+    """Which cluster each training query belongs to.
+
+    Args:
+        assignment: int32[Q], the cluster of query row i; −1 where it has none.
+        centroids: float32[k, D], or None where they are not known.
+        n_clusters: k; None takes the largest cluster in `assignment`.
+
+    Raises:
+        ValueError: A cluster number is out of range, or no query has a cluster.
+    """
+
+    ARTIFACT_TYPE, ARTIFACT_FORMAT = 'query_clusters', 'np'
+
+    def __init__(self, assignment: np.ndarray, centroids: np.ndarray | None = None,
+                 n_clusters: int | None = None) -> None:
+        self.assignment = np.asarray(assignment, dtype=np.int32)
+        self.centroids = centroids
+        if self.assignment.ndim != 1 or not (self.assignment >= 0).any():
+            raise ValueError('no query has a cluster')
+        self.n_clusters = int(self.assignment.max()) + 1 if n_clusters is None else n_clusters
+        if self.assignment.min() < -1 or self.assignment.max() >= self.n_clusters:
+            raise ValueError(f'clusters are numbered {self.assignment.min()} to {self.assignment.max()}: '
+                             f'expected 0 to {self.n_clusters - 1}, or -1 for none')
+        self._order = np.argsort(self.assignment, kind='stable')
+        self._starts = np.searchsorted(self.assignment[self._order], np.arange(self.n_clusters + 1))
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64[k], queries in each cluster."""
+        return np.diff(self._starts)
+
+    def members(self, cluster: int) -> np.ndarray:
+        """int64[], the query rows of a cluster, ascending."""
+        return self._order[self._starts[cluster]:self._starts[cluster + 1]]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the assignment."""
+        return fingerprint(self.assignment)
+
+    @classmethod
+    def fit(cls, vectors: np.ndarray, k: int | None = None, *, spherical: bool = False, iterations: int | None = None,
+            seed: int = 0) -> QueryClusters:
+        """Cluster query vectors with k-means.
+
+        Args:
+            vectors: float32[Q, D]; a memory map is read in pieces.
+            k: Clusters; None takes :func:`default_k`.
+            spherical: Unit-length centroids and assignment by inner product, as the reference code does, instead of
+                Euclidean distance (the paper).
+            iterations: Rounds; None takes 25, or 10 for spherical (the reference code's).
+            seed: Decides the first centroids.
+
+        Raises:
+            ValueError: More clusters than queries, or vectors that are no finite numbers.
+        """
+        import faiss
+
+        n_queries, dim = vectors.shape
+        k = default_k(n_queries) if k is None else k
+        if not 1 <= k <= n_queries:
+            raise ValueError(f'k={k} clusters of {n_queries} queries: must be between 1 and the number of queries')
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        bad = ~np.isfinite(vectors).all(1)
+        if bad.any():
+            raise ValueError(f'{int(bad.sum())} query vectors are NaN or infinite (first rows: '
+                             f'{np.flatnonzero(bad)[:5].tolist()})')
+        iterations = iterations or (10 if spherical else 25)
+        kmeans = faiss.Kmeans(dim, k, niter=iterations, spherical=spherical, seed=seed % 2**31,
+                              min_points_per_centroid=1, verbose=False)
+        kmeans.train(vectors)
+        _, nearest = kmeans.index.search(vectors, 1)
+        return cls(nearest[:, 0], kmeans.centroids, k)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a directory that :meth:`load` and `pt.Artifact.load` read.
+
+        Raises:
+            FileExistsError: `path` is there already.
+        """
+        with atomic_dir(path) as part:
+            np.save(part / 'assignment.npy', self.assignment, allow_pickle=False)
+            if self.centroids is not None:
+                np.save(part / 'centroids.npy', self.centroids, allow_pickle=False)
+            write_json(part / 'pt_meta.json', {'type': self.ARTIFACT_TYPE, 'format': self.ARTIFACT_FORMAT,
+                                               'package_hint': 'pyterrier-tasb', 'n_clusters': self.n_clusters})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> QueryClusters:
+        """Read what :meth:`save` wrote."""
+        path = Path(path)
+        meta = read_json(path / 'pt_meta.json')
+        centroids = path / 'centroids.npy'
+        return cls(np.load(path / 'assignment.npy', allow_pickle=False),
+                   np.load(centroids, allow_pickle=False) if centroids.exists() else None, meta['n_clusters'])
+
+    @classmethod
+    def read_text(cls, path: str | os.PathLike, qids: Sequence[str]) -> QueryClusters:
+        """Read the published format: a cluster a line, query ids separated by white space.
+
+        Args:
+            path: The file.
+            qids: The training queries' ids; ids of the file that are not among them are counted and passed over.
+
+        Raises:
+            ValueError: An id is in two clusters, or none is among `qids`.
+        """
+        row = {str(qid): i for i, qid in enumerate(qids)}
+        assignment = np.full(len(row), -1, dtype=np.int32)
+        unknown, cluster = 0, 0
+        with open(path, encoding='utf-8-sig') as lines:
+            for number, line in enumerate(lines, 1):
+                for qid in line.split():
+                    i = row.get(qid)
+                    if i is None:
+                        unknown += 1
+                    elif assignment[i] >= 0:
+                        raise ValueError(f'{path}, line {number}: query {qid} is in more than one cluster')
+                    else:
+                        assignment[i] = cluster
+                cluster += bool(line.strip())
+        without = int((assignment < 0).sum())
+        if without == len(row):
+            raise ValueError(f'{path}: none of its {unknown} query ids is a training query (those are '
+                             f'{list(row)[:5]})')
+        if unknown or without:
+            warnings.warn(f'{path}: {unknown} query ids are no training queries, {without} training queries are in '
+                          'no cluster and are never drawn', stacklevel=2)
+        return cls(assignment, n_clusters=cluster)
+
+    def write_text(self, path: str | os.PathLike, qids: Sequence[str]) -> None:
+        """Write the published format."""
+        with atomic_file(path) as part, open(part, 'w', encoding='utf-8') as out:
+            for cluster in range(self.n_clusters):
+                out.write(' '.join(str(qids[int(row)]) for row in self.members(cluster)) + '\n')
+
+    def __repr__(self) -> str:
+        return f'QueryClusters({self.n_clusters} clusters of {int((self.assignment >= 0).sum())} queries)'

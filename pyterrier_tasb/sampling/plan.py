@@ -1,0 +1,165 @@
+"""What goes in a batch, as a pure function of (seed, step)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .._files import fingerprint
+from .bins import bin_offsets
+from .clusters import QueryClusters
+
+SAMPLINGS = ('tas-balanced', 'tas', 'random')
+
+
+class PairRows(Protocol):
+    """What a plan reads of scored pairs."""
+
+    indptr: np.ndarray
+    pos: np.ndarray
+    neg: np.ndarray
+    margin: np.ndarray
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Row `step` of a plan.
+
+    Args:
+        step: Its number.
+        query: int64[B], query rows, none twice.
+        pair: int64[B], rows of the pairs.
+        pos: int64[B], document rows of the positives.
+        neg: int64[B], document rows of the negatives.
+        margin: float32[B], the pairwise teacher's margins.
+        cluster: int64[B], the cluster that each query was drawn from; −1 for random batches.
+    """
+    step: int
+    query: np.ndarray
+    pair: np.ndarray
+    pos: np.ndarray
+    neg: np.ndarray
+    margin: np.ndarray
+    cluster: np.ndarray
+
+
+class BatchPlan:
+    """`plan[step]` draws batch `step` with a generator of its own: no epochs, no state, any order.
+
+    TAS-Balanced (Hofstätter et al. 2021, section 3): clusters uniformly, queries of a cluster without replacement,
+    then a non-empty margin bin of the query uniformly, then a pair of the bin uniformly.
+
+    Args:
+        pairs: Scored pairs, margins ascending within a query.
+        clusters: The queries' clusters; needed unless `sampling='random'`.
+        sampling: 'tas-balanced', 'tas' (pairs uniform) or 'random' (queries and pairs uniform).
+        batch_size: B.
+        clusters_per_batch: n, clusters that share a batch; small ones are topped up from further clusters.
+        n_bins: h.
+        size_power: Clusters are drawn with probability proportional to size**size_power; 0 is the paper's.
+        seed: The plan's seed.
+
+    Raises:
+        ValueError: A value is out of range, fewer queries than a batch, or clusters of other queries.
+    """
+
+    def __init__(self, pairs: PairRows, clusters: QueryClusters | None = None, *, sampling: str = 'tas-balanced',
+                 batch_size: int = 32, clusters_per_batch: int = 1, n_bins: int = 10, size_power: float = 0.0,
+                 seed: int = 0) -> None:
+        if sampling not in SAMPLINGS:
+            raise ValueError(f'sampling={sampling!r}: must be one of {", ".join(SAMPLINGS)}')
+        if batch_size < 1:
+            raise ValueError(f'batch_size={batch_size}: must be at least 1')
+        if not 1 <= clusters_per_batch <= batch_size:
+            raise ValueError(f'clusters_per_batch={clusters_per_batch}: must be between 1 and the batch size')
+        self.pairs, self.sampling, self.batch_size = pairs, sampling, batch_size
+        self.clusters_per_batch, self.n_bins, self.seed = clusters_per_batch, n_bins, seed
+        self.size_power = size_power
+        self.n_queries = len(pairs.indptr) - 1
+        self.clusters = None if sampling == 'random' else clusters
+        available = self._members()
+        if available < batch_size:
+            raise ValueError(f'{available} queries can be drawn, fewer than a batch of {batch_size}')
+        self._bins = bin_offsets(pairs.indptr, pairs.margin, n_bins) if sampling == 'tas-balanced' else None
+
+    def _members(self) -> int:
+        if self.sampling == 'random':
+            return self.n_queries
+        if self.clusters is None:
+            raise ValueError(f'sampling={self.sampling!r} needs clusters=')
+        if len(self.clusters.assignment) != self.n_queries:
+            raise ValueError(f'the clusters are of {len(self.clusters.assignment)} queries, the pairs of '
+                             f'{self.n_queries}')
+        sizes = self.clusters.sizes
+        self._drawable = np.flatnonzero(sizes)
+        weight = sizes[self._drawable].astype(np.float64) ** self.size_power
+        self._cumulative = np.cumsum(weight / weight.sum())
+        return int(sizes.sum())
+
+    def __getitem__(self, step: int) -> Batch:
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        query, cluster = self._random_queries(rng) if self.sampling == 'random' else self._topic_queries(rng)
+        start = self.pairs.indptr[query]
+        pair = start + (self._uniform_pairs(rng, query) if self._bins is None else self._balanced_pairs(rng, query))
+        return Batch(step, query, pair, self.pairs.pos[pair].astype(np.int64), self.pairs.neg[pair].astype(np.int64),
+                     np.asarray(self.pairs.margin[pair], dtype=np.float32), cluster)
+
+    def _random_queries(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        query = rng.choice(self.n_queries, self.batch_size, replace=False, shuffle=False)
+        return query.astype(np.int64), np.full(self.batch_size, -1, dtype=np.int64)
+
+    def _topic_queries(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        quota = self.batch_size // self.clusters_per_batch
+        queries, clusters, seen, missing = [], [], set(), self.batch_size
+        while missing:
+            at = min(int(np.searchsorted(self._cumulative, rng.random(), side='right')), len(self._drawable) - 1)
+            cluster = int(self._drawable[at])
+            if cluster in seen:
+                continue
+            seen.add(cluster)
+            members = self.clusters.members(cluster)
+            # equal shares first; the last cluster, and any after it, gives what the batch still lacks
+            wanted = min(missing, len(members), quota if len(seen) < self.clusters_per_batch else missing)
+            queries.append(members[rng.choice(len(members), wanted, replace=False, shuffle=False)])
+            clusters.append(np.full(wanted, cluster, dtype=np.int64))
+            missing -= wanted
+            if len(seen) == len(self._drawable) and missing:
+                query, cluster_of = self._rest(rng, np.concatenate(queries), missing)
+                queries.append(query)
+                clusters.append(cluster_of)
+                break
+        return np.concatenate(queries).astype(np.int64), np.concatenate(clusters)
+
+    def _rest(self, rng: np.random.Generator, drawn: np.ndarray, missing: int) -> tuple[np.ndarray, np.ndarray]:
+        left = np.setdiff1d(np.flatnonzero(self.clusters.assignment >= 0), drawn)
+        query = left[rng.choice(len(left), missing, replace=False, shuffle=False)]
+        return query, self.clusters.assignment[query].astype(np.int64)
+
+    def _uniform_pairs(self, rng: np.random.Generator, query: np.ndarray) -> np.ndarray:
+        sizes = self.pairs.indptr[query + 1] - self.pairs.indptr[query]
+        return _below(rng, sizes)
+
+    def _balanced_pairs(self, rng: np.random.Generator, query: np.ndarray) -> np.ndarray:
+        offsets = self._bins[query]                                    # [B, h + 1]
+        filled = offsets[:, 1:] > offsets[:, :-1]
+        nth = _below(rng, filled.sum(1))
+        bin_ = (filled.cumsum(1) <= nth[:, None]).sum(1)               # the nth non-empty bin
+        rows = np.arange(len(query))
+        low, high = offsets[rows, bin_], offsets[rows, bin_ + 1]
+        return low + _below(rng, high - low)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of everything that the plan's rows depend on."""
+        return fingerprint(getattr(self.pairs, 'fingerprint', None),
+                           None if self.clusters is None else self.clusters.fingerprint, self.sampling,
+                           self.batch_size, self.clusters_per_batch, self.n_bins, self.size_power, self.seed)
+
+    def __repr__(self) -> str:
+        return f'BatchPlan({self.sampling!r}, batch_size={self.batch_size}, seed={self.seed})'
+
+
+def _below(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
+    """int64[B], uniform in [0, sizes[i])."""
+    return np.minimum((rng.random(len(sizes)) * sizes).astype(np.int64), sizes - 1)

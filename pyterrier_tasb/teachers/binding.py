@@ -1,0 +1,77 @@
+"""Whatever a user names as a teacher → what a training run asks."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from ..pairs.checks import first
+from ..sampling import BatchPlan
+from ..texts import TextStore
+
+
+def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,  # noqa: ANN401
+                          plan: BatchPlan) -> Any:  # noqa: ANN401
+    """Tie an in-batch teacher to the texts of a run.
+
+    Args:
+        teacher: Something with `bind`, a checkpoint's name, stored scores of a plan, or a transformer that scores.
+        queries: Texts of query rows.
+        docs: Texts of document rows.
+        cache_dir: Where the teacher may keep what it computes.
+        plan: The batches that will be asked.
+
+    Returns:
+        A function of (query rows, document rows), or the stored scores of the plan, indexed by step.
+
+    Raises:
+        ValueError: It is none of these, or the stored scores are of another plan.
+    """
+    if isinstance(teacher, (str, os.PathLike)):
+        from .late_interaction import LateInteraction
+        teacher = LateInteraction(teacher)
+    if hasattr(teacher, 'of_plan'):
+        return teacher.of_plan(plan)
+    if hasattr(teacher, 'bind'):
+        return teacher.bind(queries, docs, cache_dir)
+    if isinstance(teacher, pt.Transformer):
+        from .scorer import ScorerTeacher
+        return ScorerTeacher(teacher).bind(queries, docs, cache_dir)
+    raise ValueError(f'in_batch_teacher={teacher!r} cannot teach: give a LateInteraction, a checkpoint\'s name, a '
+                     'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
+
+
+def cached_scorer(teacher: pt.Transformer, path: Path, *, verbose: bool = False) -> pt.Transformer:
+    """A scorer whose finite scores are kept on disk, so that an interrupted run does not ask twice."""
+    from pyterrier_caching import ScorerCache
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return ScorerCache(str(path), FiniteScores(teacher), verbose=verbose)
+
+
+class FiniteScores(pt.Transformer):
+    """Passes a scorer's results on when every score is a finite number.
+
+    Args:
+        scorer: Adds `score`.
+    """
+
+    def __init__(self, scorer: pt.Transformer) -> None:
+        self.scorer = scorer
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """What the scorer makes of `inp`."""
+        pt.validate.result_frame(inp, extra_columns=['query'], context=self)
+        results = self.scorer(inp)
+        pt.validate.columns(results, includes=['score'], context=self.scorer)
+        bad = results[~np.isfinite(results['score'].astype(float))]
+        if len(bad):
+            raise ValueError(f'the teacher {self.scorer!r} gave {len(bad)} candidates a NaN or infinite score (qids '
+                             f'{first(bad["qid"])}, docnos {first(bad["docno"])})')
+        return results
+
+    def __repr__(self) -> str:
+        return repr(self.scorer)
