@@ -4,7 +4,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,11 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             v.columns(includes=[self.text_field], mode='doc_encoder')
         return getattr(self, v.mode)()(inp)
 
+    def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None,
+                    sim_fn: pyterrier_dr.SimFn | None = None) -> pt.Transformer:
+        """Re-ranks by the dot product of query and passage vectors; each distinct text is encoded once."""
+        return TextScorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
+
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> torch.Tensor:
         """float32[N, D] vectors of queries, with gradients."""
         return self._encode(texts, 'query', batch_size or self.batch_size)
@@ -178,8 +183,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         from .fitting import Fit
         with _work_dir(work_dir) as folder:
             fit = Fit(self, folder, resume=resume)
+            pool = fit.validation_pool(topics_or_res_va, qrels_va)                 # when to stop
             examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)             # what to learn from
-            pool = fit.validation_pool(topics_or_res_va, qrels_va)
             clusters = fit.clusters(examples)                                      # topics, once
             batches = fit.batches(examples, clusters)                              # what goes in a batch, whom to imitate
             self.record = fit.train(batches, pool)                                 # how weights move
@@ -274,6 +279,43 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def __repr__(self) -> str:
         return f'TasBalanced({self.model_name!r})'
+
+
+class TextScorer(pyterrier_dr.biencoder.BiScorer):
+    """Adds `score` and `rank`, also to frames without qids, whose rows are ranked within their query."""
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Score rows that have a query or its vector, and a text or its vector."""
+        text_field = self.bi_encoder_model.text_field
+        with pt.validate.any(inp, context=self) as v:
+            for query in ('query_vec', 'query'):
+                for doc in ('doc_vec', text_field):
+                    v.columns(includes=[query, doc])
+        scores = np.einsum('nd,nd->n', self._vectors(inp, 'query_vec', 'query', self.bi_encoder_model.encode_queries),
+                           self._vectors(inp, 'doc_vec', text_field, self.bi_encoder_model.encode_docs))
+        out = inp.assign(score=scores.astype(np.float64))
+        group = next((name for name in ('qid', 'query') if name in inp.columns), None)
+        ranked = out['score'] if group is None else out.groupby(group, sort=False)['score']
+        return out.assign(rank=ranked.rank(method='first', ascending=False).astype(np.int64) - 1)
+
+    def _vectors(self, inp: pd.DataFrame, given: str, text: str, encode: Callable) -> np.ndarray:
+        if given not in inp.columns:
+            return encode(inp[text])
+        dim = self.bi_encoder_model.encoder.dim
+        return np.stack(inp[given].to_list()) if len(inp) else np.empty((0, dim), dtype=np.float32)
+
+    def fuse_rank_cutoff(self, k: int) -> None:
+        """A cut after scoring cannot come before it."""
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TextScorer) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple:
+        return self.bi_encoder_model, self.verbose, self.batch_size, self.sim_fn
 
 
 @contextmanager

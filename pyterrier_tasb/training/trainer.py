@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import ir_measures
 import pyterrier as pt
 import torch
 from safetensors.torch import save_file
@@ -117,7 +118,8 @@ class _Trainer(Trainer):
                  start: int) -> None:
         n_batches = training.steps * training.accumulation * args.world_size
         super().__init__(module, args, data_collator=lambda items: items[0],
-                         train_dataset=_Steps(batches, n_batches), callbacks=callbacks)
+                         train_dataset=_Steps(batches, n_batches), callbacks=callbacks,
+                         eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
         self.training, self.loss, self.validate = training, loss, validate
         self.first_batch = start * training.accumulation * args.world_size
@@ -228,7 +230,7 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
         save_strategy='steps', save_steps=save_every, save_total_limit=2, ignore_data_skip=True,
         eval_strategy='steps' if has_validation else 'no', eval_steps=training.validation_interval,
         load_best_model_at_end=has_validation, greater_is_better=True,
-        metric_for_best_model=f'eval_{training.measure}' if has_validation else None,
+        metric_for_best_model=f'eval_{ir_measures.parse_measure(training.measure)}' if has_validation else None,
         dataloader_pin_memory=False, ddp_find_unused_parameters=False)
     args._n_gpu = min(args.n_gpu, 1)   # one process, one device: DataParallel would split a batch
     return args

@@ -1,0 +1,283 @@
+"""`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_dr
+import pytest
+import torch
+from ir_measures import RR, nDCG
+
+from pyterrier_tasb import TasBalanced, Training
+
+FAST = Training(steps=6, batch_size=8, learning_rate=1e-3, clusters=4, log_every=2, eval_every=3)
+
+
+@pytest.fixture
+def tasb(tiny_bert_dir):
+    return TasBalanced(tiny_bert_dir, training=FAST)
+
+
+def frame(*columns):
+    values = {'qid': 'q1', 'query': 'best rose gardening', 'docno': 'd1', 'text': 'rose gardening soil',
+              'query_vec': np.ones(32, dtype=np.float32), 'doc_vec': np.full(32, .5, dtype=np.float32)}
+    return pd.DataFrame([{name: values[name] for name in columns}] * 2)
+
+
+INPUTS = [
+    (['qid', 'query'], 'query_vec'), (['docno', 'text'], 'doc_vec'), (['qid', 'docno', 'query', 'text'], 'score'),
+    (['query', 'text'], 'score'), (['query_vec', 'text'], 'score'), (['query', 'doc_vec'], 'score'),
+    (['query_vec', 'doc_vec'], 'score'), (['query'], 'query_vec'), (['text'], 'doc_vec'),
+]
+
+
+@pytest.mark.parametrize('columns, added', INPUTS)
+def test_every_input_of_a_biencoder(tasb, columns, added):
+    out = tasb(frame(*columns))
+    assert added in out.columns and len(out) == 2
+    assert set(columns) <= set(out.columns)
+
+
+@pytest.mark.parametrize('columns, added', INPUTS[:3])
+def test_empty_frames_never_reach_the_model(tasb, columns, added, monkeypatch):
+    monkeypatch.setattr(tasb.encoder.model, 'forward', lambda *args, **kwargs: pytest.fail('the model was called'))
+    out = tasb(frame(*columns).iloc[:0])
+    assert added in out.columns and not len(out)
+
+
+def test_a_missing_column_names_the_transformer(tasb):
+    with pytest.raises(pt.validate.InputValidationError, match='TasBalanced'):
+        tasb(pd.DataFrame([{'qid': 'q1', 'docno': 'd1'}]))
+
+
+def test_vectors_are_float32_and_order_is_kept(tasb):
+    texts = ['rose gardening', 'star', 'rose gardening', 'oven butter garlic simmer cooking']
+    vecs = tasb.encode_docs(texts)
+    assert vecs.dtype == np.float32 and vecs.shape == (4, 32)
+    np.testing.assert_array_equal(vecs[0], vecs[2])
+    one_by_one = np.concatenate([tasb.encode_docs([text]) for text in texts])
+    np.testing.assert_allclose(vecs, one_by_one, atol=1e-5)
+
+
+def test_no_texts_give_no_vectors(tasb):
+    assert tasb.encode_queries([]).shape == (0, 32)
+    assert tasb.encode_queries_torch([]).shape == (0, 32)
+
+
+def test_torch_vectors_carry_gradients(tasb):
+    tasb.encode_queries_torch(['rose'] * 3, batch_size=2).sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in tasb.model.parameters())
+
+
+@pytest.mark.parametrize('make', [lambda t: t, lambda t: t.query_encoder(), lambda t: t.doc_encoder(),
+                                  lambda t: t.text_scorer()], ids=['encoder', 'query', 'doc', 'scorer'])
+def test_pyterriers_own_transformer_tests(tasb, make):
+    import unittest
+    case = pt.testing.transformer_test_class(lambda: make(tasb))
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun and result.wasSuccessful(), result.failures + result.errors
+
+
+def test_attributes_can_be_applied(tasb):
+    other = pt.inspect.transformer_apply_attributes(tasb, batch_size=4)
+    assert other.batch_size == 4 and other.encoder is tasb.encoder and tasb.batch_size == 32
+
+
+def test_is_an_estimator_that_fits_results_in_a_pipeline(tasb, toy_results, toy_qrels, toy_topics):
+    before = tasb.encode_queries(['rose gardening'])
+    name = tasb.model_name
+    candidates = pt.Transformer.from_df(toy_results)
+    (candidates >> tasb).fit(toy_topics, toy_qrels, toy_topics, toy_qrels)
+    assert not np.allclose(before, tasb.encode_queries(['rose gardening']))
+    assert tasb.model_name != name and not tasb.model.training
+    assert tasb.record['steps'] == 6 and tasb.record['best_step'] in (3, 6)
+    assert [entry for entry in tasb.record['history'] if 'loss' in entry]
+
+
+def test_fit_returns_itself_with_two_or_four_arguments(tasb, toy_results, toy_qrels):
+    assert tasb.fit(toy_results, toy_qrels) is tasb
+    assert tasb.fit(toy_results, toy_qrels, None, None) is tasb
+
+
+def test_fit_from_topics_with_a_miner_and_a_corpus(tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus):
+    corpus = pt.apply.by_query(lambda res: res, add_ranks=False)
+    texts = {doc['docno']: doc['text'] for doc in toy_corpus}
+    corpus = pt.apply.generic(lambda res: res.assign(text=res['docno'].map(texts)), required_columns=['docno'])
+    miner = pt.Transformer.from_df(toy_results.drop(columns='text'))
+    teacher = pt.apply.doc_score(lambda row: float(len(set(row['query'].split()) & set(row['text'].split()))))
+    tasb = TasBalanced(tiny_bert_dir, negatives=miner, corpus=corpus, pairwise_teacher=teacher, training=FAST)
+    tasb.fit(toy_topics, toy_qrels, toy_topics, toy_qrels)
+    assert tasb.record['pairs']
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny_bert_dir, toy_results, toy_qrels, no_global_rng_change):
+    def fitted(seed):
+        tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(seed=seed))
+        with no_global_rng_change():
+            tasb.fit(toy_results, toy_qrels)
+        return tasb
+    one, again, other = fitted(1), fitted(1), fitted(2)
+    assert one.model_name == again.model_name != other.model_name
+    for a, b in zip(one.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_bert_dir, toy_results, toy_qrels, tmp_path, monkeypatch):
+    training = FAST.replace(steps=8, eval_every=2)
+    whole = TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels)
+
+    from pyterrier_tasb.training.batches import TrainingBatches
+    draw = TrainingBatches.__getitem__
+    def interrupt_at_5(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return draw(self, step)
+    interrupted = TasBalanced(tiny_bert_dir, training=training.replace(teacher_scale=1.0))
+    straight = TasBalanced(tiny_bert_dir, training=training.replace(teacher_scale=1.0)).fit(toy_results, toy_qrels)
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, '__getitem__', interrupt_at_5)
+        patched.setattr('pyterrier_tasb.fitting.calibrate', _no_calibration(interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            interrupted.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    assert not interrupted.model.training
+    with pytest.raises(ValueError, match='resume=True'):
+        TasBalanced(tiny_bert_dir, training=interrupted.training).fit(toy_results, toy_qrels,
+                                                                      work_dir=tmp_path / 'work')
+    resumed = TasBalanced(tiny_bert_dir, training=interrupted.training)
+    resumed.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
+    assert resumed.model_name == straight.model_name != whole.model_name
+
+
+def _no_calibration(tasb):
+    from pyterrier_tasb.training.calibration import Calibration, Margins
+    flat = Margins(0.0, 1.0)
+    return lambda *args, **kwargs: Calibration(1, flat, flat, None, None, 0.0, 1.0, 1.0)
+
+
+def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    other = TasBalanced(tiny_bert_dir, training=FAST.replace(learning_rate=2e-3))
+    with pytest.raises(ValueError, match=r'Training.learning_rate \(0.001 there, 0.002 now\)'):
+        other.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
+
+
+BAD = {
+    'nothing': (lambda r, q: ((), {}), 'nothing to learn from'),
+    'lone validation topics': (lambda r, q: ((r, q, r, None), {}), 'only topics_or_res_va was given'),
+    'lone validation qrels': (lambda r, q: ((r, q, None, q), {}), 'only qrels_va was given'),
+    'empty results': (lambda r, q: ((r.iloc[:0], q), {}), 'is empty'),
+    'empty qrels': (lambda r, q: ((r, q.iloc[:0]), {}), 'qrels are empty'),
+    'no label above 0': (lambda r, q: ((r, q.assign(label=0)), {}), 'no positive passage'),
+    'label is text': (lambda r, q: ((r, q.assign(label='good')), {}), "first value 'good'"),
+    'contradicting labels': (lambda r, q: ((r, pd.concat([q, q.assign(label=5)])), {}), 'different labels'),
+    'duplicate rows': (lambda r, q: ((pd.concat([r, r.iloc[:3]]), q), {}), 'repeat a .qid, docno.'),
+    'no text': (lambda r, q: ((r.drop(columns='text'), q), {}), "no column 'text'"),
+    'no score': (lambda r, q: ((r.drop(columns='score'), q), {}), 'no column score'),
+    'score is NaN': (lambda r, q: ((r.assign(score=float('nan')), q), {}), 'NaN or infinite'),
+    'score is infinite': (lambda r, q: ((r.assign(score=float('inf')), q), {}), 'NaN or infinite'),
+    'query is missing': (lambda r, q: ((r.assign(query=None), q), {}), 'no query text'),
+    'decimal qids': (lambda r, q: ((r.assign(qid=1.5), q), {}), 'holds decimals'),
+    'foreign qids': (lambda r, q: ((r.assign(qid='x' + r['qid']), q), {}), 'has a positive in the qrels'),
+    'two texts of one query': (lambda r, q: ((r.assign(qid='q1', docno=[str(i) for i in range(len(r))]), q), {}),
+                               'more than one query text'),
+    'topics without candidates': (lambda r, q: ((r[['qid', 'query']].drop_duplicates(), q), {}), 'negatives='),
+    'a list for a frame': (lambda r, q: (([1], q), {}), 'must be a DataFrame'),
+    'pairs without topics': (lambda r, q: ((), {'pairs': [('q', 'a', 'b')]}), "queries' texts"),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_refused_before_training(tasb, toy_results, toy_qrels, case, monkeypatch, tmp_path):
+    arguments, message = BAD[case]
+    args, kwargs = arguments(toy_results, toy_qrels)
+    monkeypatch.setattr('pyterrier_tasb.fitting.train', lambda *a, **k: pytest.fail('training began'))
+    with pytest.raises(ValueError, match=message):
+        tasb.fit(*args, **kwargs, work_dir=tmp_path / 'work')
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.parametrize('column', ['qid', 'query'])
+def test_a_missing_training_column_is_named(tasb, toy_results, toy_qrels, column):
+    with pytest.raises(KeyError, match=column):
+        tasb.fit(toy_results.drop(columns=column), toy_qrels)
+
+
+def test_fewer_queries_than_a_batch(tiny_bert_dir, toy_results, toy_qrels):
+    tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(batch_size=61))
+    with pytest.raises(ValueError, match='60 queries have training pairs, fewer than a batch of 61'):
+        tasb.fit(toy_results, toy_qrels)
+
+
+def test_more_clusters_than_queries(tiny_bert_dir, toy_results, toy_qrels):
+    tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(clusters=61))
+    with pytest.raises(ValueError, match='more clusters than there are queries'):
+        tasb.fit(toy_results, toy_qrels)
+
+
+def test_index_and_retrieve_carry_text_and_no_docid(tasb, toy_corpus, toy_topics, tmp_path):
+    index = tasb.index(toy_corpus, tmp_path / 'index.flex')
+    texts = {doc['docno']: doc['text'] for doc in toy_corpus}
+    loader = pt.apply.generic(lambda res: res.assign(text=res['docno'].map(texts)), required_columns=['docno'])
+    results = tasb.retriever(index, text=loader, num_results=5)(toy_topics)
+    assert len(results) == 5 * len(toy_topics)
+    assert 'docid' not in results and 'query_vec' not in results
+    assert (results['text'] == results['docno'].map(texts)).all()
+    with pytest.raises(ValueError, match='overwrite=True'):
+        tasb.index(toy_corpus, tmp_path / 'index.flex')
+
+
+def test_fit_index_fit_index_answers_from_the_new_vectors(tasb, toy_corpus, toy_topics, toy_results, toy_qrels,
+                                                          tmp_path):
+    tasb.fit(toy_results, toy_qrels)
+    tasb.index(toy_corpus, tmp_path / 'index.flex')
+    tasb.fit(toy_results, toy_qrels)
+    index = tasb.index(toy_corpus[:50], tmp_path / 'index.flex', overwrite=True)
+    results = tasb.retriever(index)(toy_topics.iloc[:1])
+    assert len(results) == 50
+    best = results.iloc[0]
+    expected = float(tasb.encode_queries([best['query']])[0] @ tasb.encode_docs(
+        [next(doc['text'] for doc in toy_corpus if doc['docno'] == best['docno'])])[0])
+    assert best['score'] == pytest.approx(expected, abs=1e-3)
+
+
+def test_base_and_tuned_in_linear_and_tree_experiments(tasb, toy_corpus, toy_topics, toy_results, toy_qrels, tmp_path):
+    base = tasb.copy()
+    tasb.fit(toy_results, toy_qrels)
+    assert base != tasb and base.query_encoder() != tasb.query_encoder() and repr(base) != repr(tasb)
+    systems = {'base': base.retriever(base.index(toy_corpus, tmp_path / 'base.flex')),
+               'tuned': tasb.retriever(tasb.index(toy_corpus, tmp_path / 'tuned.flex'))}
+    linear = pt.Experiment(systems, toy_topics, toy_qrels, [nDCG@10, RR@10], plan='linear')
+    tree = pt.Experiment(systems, toy_topics, toy_qrels, [nDCG@10, RR@10], plan='tree')
+    pd.testing.assert_frame_equal(linear, tree)
+    assert linear.loc[0, 'nDCG@10'] != linear.loc[1, 'nDCG@10']
+
+
+def test_loaded_twice_is_equal(tiny_bert_dir):
+    assert TasBalanced(tiny_bert_dir) == TasBalanced(tiny_bert_dir)
+    assert hash(TasBalanced(tiny_bert_dir)) == hash(TasBalanced(tiny_bert_dir))
+
+
+def test_saved_and_loaded_vectors_are_equal_in_five_loaders(tasb, toy_results, toy_qrels, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    tasb.fit(toy_results, toy_qrels)
+    path = str(tasb.save(tmp_path / 'model'))
+    texts = ['rose gardening', 'oven butter ' * 30, 'star ' * 600]
+    ours = tasb.encode_docs(texts)
+    for load in (TasBalanced, pyterrier_dr.TasB, pyterrier_dr.HgfBiEncoder.from_pretrained, pyterrier_dr.SBertBiEncoder):
+        np.testing.assert_allclose(load(path).encode_docs(texts), ours, atol=1e-5)
+    np.testing.assert_allclose(SentenceTransformer(path).encode(texts), ours, atol=1e-5)
+    card = (tmp_path / 'model' / 'README.md').read_text()
+    assert 'learning_rate' in card and 'TasBalanced(path)' in card
+    with pytest.raises(ValueError, match='overwrite'):
+        tasb.save(path)
+
+
+def test_a_toy_collection_is_learnt_by_heart(tiny_bert_dir, toy_results, toy_qrels, toy_corpus, toy_topics, tmp_path):
+    qrels = toy_qrels.assign(label=(toy_qrels['label'] > 0).astype(int))
+    results = toy_results.merge(qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
+    results = results.assign(score=5.0 * results['label']).drop(columns='label')
+    tasb = TasBalanced(tiny_bert_dir, training=Training(steps=150, batch_size=16, learning_rate=2e-3, clusters=3,
+                                                        teacher_scale=1.0, seed=1))
+    tasb.fit(results, qrels)
+    dense = tasb.text_scorer()
+    assert pt.Evaluate(dense(results), qrels, metrics=[RR])['RR'] == 1.0
