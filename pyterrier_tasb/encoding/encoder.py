@@ -5,7 +5,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyterrier as pt
@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from . import attention
-from .attention import Packing
+from . import attention, parity
 from .batching import by_budget, near_equal
+from .kernels import KERNELS, Packing
 from .precision import autocast_dtype
-from .token_store import TokenStore
 from .tokens import Tokens, tokenise, tokenizer_fingerprint
+
+if TYPE_CHECKING:
+    from .token_store import TokenStore
 
 _log = logging.getLogger('pyterrier_tasb')
 
@@ -31,7 +33,7 @@ class Encoder(torch.nn.Module):
     """Texts to vectors.
 
     Texts go through the model without padding where the architecture is known to allow it and a check on this very
-    model confirms it; else in groups of about equal length. Vectors are float32 and the same on every path.
+    model confirms it; else in groups of about equal length. Vectors are float32, and the same on every path.
 
     Args:
         model: The encoder.
@@ -41,31 +43,36 @@ class Encoder(torch.nn.Module):
         query_max_length: Tokens of a query, special tokens included.
         doc_max_length: Tokens of a passage.
         strategy: 'packed' (no padding), 'sorted' (at most 8 groups of near equal length), 'padded' (all together), or
-            'auto', the first of these that works.
+            'auto', the first of these that is right for the model.
         amp: 'bf16' or 'fp16' autocast, 'off', or 'auto': bf16 where the hardware computes with it.
-        settings: Further numbers that belong to the vectors (`scale`), written and read with the directory.
+        settings: Further values that belong to the vectors (`scale`), written and read with the directory.
+
+    Raises:
+        ValueError: An option is unknown, or 'packed' is asked of an architecture that is not known to allow it.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, pooling: str = 'cls',
                  normalize: bool = False, query_max_length: int = 30, doc_max_length: int = 200,
                  strategy: str = 'auto', amp: str = 'auto', settings: dict[str, Any] | None = None) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f'pooling={pooling!r} is unknown: one of {", ".join(POOLINGS)}')
-        if strategy not in STRATEGIES:
-            raise ValueError(f'strategy={strategy!r} is unknown: one of {", ".join(STRATEGIES)}')
+        for name, value, known in (('pooling', pooling, POOLINGS), ('strategy', strategy, STRATEGIES)):
+            if value not in known:
+                raise ValueError(f'{name}={value!r} is unknown: one of {", ".join(known)}')
         self.model, self.tokenizer = model, tokenizer
-        self.pooling, self.normalize, self.amp = pooling, normalize, amp
+        self.pooling, self.normalize, self.amp = pooling, bool(normalize), amp
         self.settings = dict(settings or {})
-        self.query_max_length = self._clamped(query_max_length, 'query_max_length')
-        self.doc_max_length = self._clamped(doc_max_length, 'doc_max_length')
-        self._wanted, self._strategy = strategy, None
+        self.query_max_length = self._length('query_max_length', query_max_length)
+        self.doc_max_length = self._length('doc_max_length', doc_max_length)
         autocast_dtype(amp, self.device)
+        self._wanted_strategy = strategy
+        self._chosen: dict[str, tuple[str, tuple[str, ...]]] = {}   # by device: strategy, kernels
         if attention.is_packable(model.config):
             model.set_attn_implementation(attention.NAME)
         elif strategy == 'packed':
-            raise ValueError(f'strategy="packed" is not known to be right for {model.config.model_type!r} models: '
-                             'leave it at "auto"')
+            raise ValueError(f"strategy='packed' is not known to be right for {model.config.model_type!r} models: "
+                             "leave it at 'auto'")
+        if getattr(model, 'pooler', None) is not None:
+            model.pooler.requires_grad_(False)   # not used here, and several processes wait for every gradient
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike, *, pooling: str | None = None, normalize: bool | None = None,
@@ -85,18 +92,27 @@ class Encoder(torch.nn.Module):
             amp: See the class.
             trust_remote_code: Whether code that lies with the model may run.
 
+        Returns:
+            The encoder, in evaluation mode.
+
         Raises:
             ValueError: It is no model that can be used; the message says what was looked for.
         """
         from .model_directory import load
-        if device is None:
-            device = 'cuda' if torch.cuda.is_available() else 'cpu'
         parts = load(name_or_path, trust_remote_code=trust_remote_code)
         given = {'pooling': pooling, 'normalize': normalize, 'query_max_length': query_max_length,
                  'doc_max_length': doc_max_length}
-        given = {**parts.options, **{name: value for name, value in given.items() if value is not None}}
-        encoder = cls(parts.model, parts.tokenizer, strategy=strategy, amp=amp, settings=parts.settings, **given)
-        return encoder.to(device).eval()
+        options = {**parts.options, **{name: value for name, value in given.items() if value is not None}}
+        encoder = cls(parts.model, parts.tokenizer, strategy=strategy, amp=amp, settings=parts.settings, **options)
+        return encoder.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
+
+    def with_lengths(self, query_max_length: int, doc_max_length: int) -> Encoder:
+        """The same weights, shared, with other lengths."""
+        other = Encoder(self.model, self.tokenizer, pooling=self.pooling, normalize=self.normalize, amp=self.amp,
+                        query_max_length=query_max_length, doc_max_length=doc_max_length,
+                        strategy=self._wanted_strategy, settings=self.settings)
+        other.training, other._chosen = self.training, self._chosen
+        return other
 
     # what it is
 
@@ -111,40 +127,65 @@ class Encoder(torch.nn.Module):
         return self.model.config.hidden_size
 
     @property
+    def max_positions(self) -> int:
+        """Most tokens that the model can take."""
+        config = self.model.config
+        return getattr(config, 'max_position_embeddings', 10**9) - attention.first_position(config)
+
+    @property
     def tokenizer_fingerprint(self) -> str:
         """A hash of the tokenizer, equal for equal tokenizers."""
         return tokenizer_fingerprint(self.tokenizer)
 
     @property
     def strategy(self) -> str:
-        """How texts go through the model: 'packed', 'sorted' or 'padded'."""
-        if self._strategy is None:
-            self._strategy = self._choose()
-            _log.info('%s: %s forward passes on %s', type(self.model).__name__, self._strategy, self.device.type)
-        return self._strategy
+        """How texts go through the model on this device: 'packed', 'sorted' or 'padded'."""
+        return self._choice()[0]
 
-    def _choose(self) -> str:
-        if self._wanted != 'auto':
-            return self._wanted
-        return 'packed' if attention.is_packable(self.model.config) else 'sorted'
+    def _length(self, name: str, length: int) -> int:
+        if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 3:
+            raise ValueError(f'{name}={length!r}: give a whole number of tokens, at least 3 ([CLS], one word, [SEP])')
+        if length > self.max_positions:
+            warnings.warn(f'{name}={length} is more than the {self.max_positions} positions of the model: longer texts '
+                          f'are cut at {self.max_positions} tokens', stacklevel=4)
+        return min(int(length), self.max_positions)
 
-    def _clamped(self, length: int, name: str) -> int:
-        most = self.max_positions
-        if length > most:
-            warnings.warn(f'{name}={length}: the model has {most} positions, longer texts are cut there', stacklevel=3)
-        return min(length, most)
+    def _choice(self) -> tuple[str, tuple[str, ...]]:
+        device = self.device.type
+        if device not in self._chosen:
+            strategy, kernels = self._wanted_strategy, ()
+            if strategy in ('auto', 'packed'):
+                kernels = self._checked_kernels()
+                if strategy == 'packed' and not kernels:
+                    raise ValueError("strategy='packed' gives this model other states than padding does: leave it at "
+                                     "'auto'")
+                strategy = 'packed' if kernels else 'sorted'
+            _log.info('%s on %s: %s forward passes%s', type(self.model).__name__, device, strategy,
+                      f' ({", ".join(kernels)})' if kernels else '')
+            self._chosen[device] = strategy, kernels
+        return self._chosen[device]
 
-    @property
-    def max_positions(self) -> int:
-        """Most tokens that the model can take."""
+    def _checked_kernels(self) -> tuple[str, ...]:
+        """The kernels for this device whose states agree with the padded ones."""
         config = self.model.config
-        return getattr(config, 'max_position_embeddings', 10**9) - attention.first_position(config)
-
-    def with_lengths(self, query_max_length: int, doc_max_length: int) -> Encoder:
-        """The same weights, shared, with other lengths."""
-        return Encoder(self.model, self.tokenizer, pooling=self.pooling, normalize=self.normalize,
-                       query_max_length=query_max_length, doc_max_length=doc_max_length, strategy=self._wanted,
-                       amp=self.amp, settings=self.settings).train(self.training)
+        if not attention.is_packable(config):
+            return ()
+        tokens = parity.probe(config.vocab_size, self.max_positions, getattr(config, 'sliding_window', None))
+        tokens = tokens.take(np.argsort(tokens.lengths, kind='stable'))
+        dtype = autocast_dtype(self.amp, self.device)
+        example = torch.empty(0, device=self.device, dtype=dtype or self.model.dtype)
+        agreeing = []
+        with parity.evaluating(self.model), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            for name, kernel in KERNELS.items():
+                if not kernel.can(example, 0.0):
+                    continue
+                found = parity.difference(lambda: self._packed(tokens, (name,)),  # noqa: B023
+                                          lambda: self._padded(tokens))
+                if found <= parity.tolerance(dtype):
+                    agreeing.append(name)
+                else:
+                    _log.info('attention kernel %r differs from padding by %.1g: not used', name, found)
+        return tuple(agreeing)
 
     # texts to vectors
 
@@ -154,36 +195,39 @@ class Encoder(torch.nn.Module):
         Args:
             texts: N strings.
             side: 'query' or 'doc'.
+
+        Raises:
+            ValueError: Another side, or something among the texts is no string.
         """
         if side not in ('query', 'doc'):
             raise ValueError(f"side={side!r} is neither 'query' nor 'doc'")
         return tokenise(self.tokenizer, texts, self.query_max_length if side == 'query' else self.doc_max_length)
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
-        """float32[N, D], the vectors of N texts in the order given."""
+        """float32[N, D], the vectors of N texts in the order given, with gradients."""
         if not len(tokens):
             return torch.zeros((0, self.dim), device=self.device)
-        order, states = self._states(tokens)
-        pooled = torch.cat([self._pool(part, lengths) for part, lengths in states])
-        vectors = pooled[torch.from_numpy(np.argsort(order)).to(pooled.device)]
-        return F.normalize(vectors, dim=1) if self.normalize else vectors
+        order, parts = self._states(tokens)
+        vectors = torch.cat([self._pool(states, lengths) for states, lengths in parts])
+        if self.normalize:
+            vectors = F.normalize(vectors, dim=1)
+        return vectors[torch.from_numpy(np.argsort(order)).to(vectors.device)]
 
     def token_states(self, tokens: Tokens) -> tuple[torch.Tensor, np.ndarray]:
         """The last hidden states of all tokens, not pooled and without padding, in the order given.
 
         Returns:
-            float32[T, D], and the offsets of the texts: int64[N + 1].
+            float32[T, D], with gradients, and the offsets of the texts: int64[N + 1].
         """
         if not len(tokens):
             return torch.zeros((0, self.dim), device=self.device), tokens.offsets
-        order, states = self._states(tokens)
-        flat = torch.cat([part for part, _ in states]).float()
-        # the sorted texts' tokens, found again in the given order
+        order, parts = self._states(tokens)
+        states = torch.cat([part for part, _ in parts]).float()
         lengths = tokens.lengths[order]
-        start = np.empty(len(order), dtype=np.int64)
-        start[order] = np.cumsum(lengths) - lengths
-        at = np.arange(len(flat)) + np.repeat(start - tokens.offsets[:-1], tokens.lengths)
-        return flat[torch.from_numpy(at).to(flat.device)], tokens.offsets
+        starts = np.empty_like(order)
+        starts[order] = np.cumsum(lengths) - lengths   # where each given text lies among the sorted ones
+        at = np.arange(len(states)) + np.repeat(starts - tokens.offsets[:-1], tokens.lengths)
+        return states[torch.from_numpy(at).to(states.device)], tokens.offsets
 
     def encode(self, tokens: Tokens | TokenStore, batch_tokens: int | None = None, *, out: np.ndarray | None = None,
                progress: str | None = None) -> np.ndarray:
@@ -191,58 +235,60 @@ class Encoder(torch.nn.Module):
 
         Args:
             tokens: N texts, in memory or in a store.
-            batch_tokens: Most tokens, padding included, in a forward pass; None takes 8,192, or 131,072 on a GPU.
+            batch_tokens: Most tokens in a forward pass; None takes 8,192, or 131,072 on a GPU.
             out: Where the vectors go, [N, D] (a memory map, for a corpus); None makes an array.
             progress: Label of a progress bar; None shows none.
 
         Returns:
             float32[N, D] in the order given, or `out`.
+
+        Raises:
+            ValueError: `out` has another shape.
         """
         lengths = np.asarray(tokens.lengths)
-        out = np.empty((len(lengths), self.dim), dtype=np.float32) if out is None else out
-        if out.shape != (len(lengths), self.dim):
-            raise ValueError(f'out= has shape {out.shape}, not {(len(lengths), self.dim)}')
+        shape = len(lengths), self.dim
+        out = np.empty(shape, dtype=np.float32) if out is None else out
+        if out.shape != shape:
+            raise ValueError(f'out= has shape {out.shape}, the vectors have {shape}')
         order = np.argsort(lengths, kind='stable')
         budget = batch_tokens or _BATCH_TOKENS.get(self.device.type, 8192)
         groups = by_budget(lengths[order], budget, padded=self.strategy == 'padded')
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode(), pt.tqdm(total=len(lengths), desc=progress, disable=progress is None) as bar:
-                for group in reversed(groups):   # longest first: memory that does not suffice fails at once
-                    rows = order[group]
-                    out[rows] = self(tokens.take(rows)).cpu().numpy()
-                    bar.update(len(rows))
-        finally:
-            self.train(training)
+        with parity.evaluating(self), torch.inference_mode(), \
+                pt.tqdm(total=len(lengths), desc=progress, disable=progress is None) as bar:
+            for group in reversed(groups):   # longest first: too little memory shows at once
+                rows = np.sort(order[group])   # in the order of the disk
+                out[rows] = self(tokens.take(rows)).cpu().numpy()
+                bar.update(len(rows))
         return out
 
     def _states(self, tokens: Tokens) -> tuple[np.ndarray, list[tuple[torch.Tensor, np.ndarray]]]:
-        """Texts in the order of their lengths: that order, and parts of (states[T', D], lengths)."""
+        """Last hidden states of texts sorted by length: the order, and (states [T', D], lengths int64[n]) of parts."""
         order = np.argsort(tokens.lengths, kind='stable')
         tokens = tokens.take(order)
+        strategy, kernels = self._choice()
         dtype = autocast_dtype(self.amp, self.device)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            if self.strategy == 'packed':
-                return order, [(self._packed(tokens), tokens.lengths)]
-            groups = near_equal(tokens.lengths) if self.strategy == 'sorted' else [slice(0, len(tokens))]
-            parts = [tokens.take(np.arange(len(tokens))[group]) for group in groups]
+            if strategy == 'packed':
+                return order, [(self._packed(tokens, kernels), tokens.lengths)]
+            groups = near_equal(tokens.lengths) if strategy == 'sorted' else [slice(0, len(tokens))]
+            parts = [tokens.take(np.arange(group.start, group.stop)) for group in groups]
             return order, [(self._padded(part), part.lengths) for part in parts]
 
-    def _packed(self, tokens: Tokens) -> torch.Tensor:
-        packing = Packing(tokens.lengths)
+    def _packed(self, tokens: Tokens, kernels: tuple[str, ...]) -> torch.Tensor:
+        """[T, D], all texts in one row."""
+        packing = Packing(tokens.lengths, kernels)
         positions = packing.positions(attention.first_position(self.model.config))
         return self.model(input_ids=torch.from_numpy(tokens.ids)[None].to(self.device),
                           position_ids=positions[None].to(self.device), packing=packing).last_hidden_state[0]
 
     def _padded(self, tokens: Tokens) -> torch.Tensor:
+        """[T, D], the states of the tokens that are no padding."""
         lengths = torch.from_numpy(tokens.lengths)
-        mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
-        ids = torch.full(mask.shape, self.tokenizer.pad_token_id)
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
         ids[mask] = torch.from_numpy(tokens.ids)
         mask = mask.to(self.device)
-        states = self.model(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state
-        return states[mask]
+        return self.model(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state[mask]
 
     def _pool(self, states: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
         """[T, D] → float32[N, D]."""

@@ -1,0 +1,48 @@
+"""Whether a model gives the same states without padding as with it: asked of the very model, once."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from .tokens import Tokens
+
+_LENGTHS = (7, 2, 12, 5, 7, 3)
+_TOLERANCE = {None: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}   # of the largest state; by autocast's dtype
+
+
+@contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards each part is in the mode it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def probe(vocabulary: int, most: int, reach: int | None) -> Tokens:
+    """A few random texts of various lengths; one is longer than a local attention's reach."""
+    lengths = [min(length, most) for length in (*_LENGTHS, *([reach + 9] if reach else []))]
+    rng = np.random.Generator(np.random.Philox(key=[0, 0]))
+    return Tokens.from_lists([rng.integers(0, vocabulary, length).tolist() for length in lengths])
+
+
+@torch.no_grad()
+def difference(packed: Callable[[], torch.Tensor], padded: Callable[[], torch.Tensor]) -> float:
+    """The largest difference of states as a share of the largest state; infinite where one cannot be computed."""
+    try:
+        ours, theirs = packed().float(), padded().float()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+        return float('inf')
+    found = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)).item()
+    return found if np.isfinite(found) else float('inf')
+
+
+def tolerance(dtype: torch.dtype | None) -> float:
+    """The difference that rounding explains."""
+    return _TOLERANCE[dtype]
