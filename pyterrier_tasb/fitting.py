@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,13 +13,13 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from ._files import atomic_dir, fingerprint, read_json, write_json
+from ._files import fingerprint, read_json, write_json
 from .encoding import TokenStore
 from .encoding.gradcache import cached_forward
 from .pairs import ScoredPairs, checks
-from .pairs.examples import CandidateSource, Examples, doc_store, frame_fingerprint, query_store
+from .pairs.examples import CandidateSource, Examples, doc_store, frame_fingerprint, prepare, query_store
 from .sampling import BatchPlan, QueryClusters
-from .teachers import bind_in_batch_teacher, cached_scorer
+from .teachers import bind_in_batch_teacher, CachedScorer
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import calibrate, student_scores, transform_of
 from .training.dual import dual_loss
@@ -29,8 +28,6 @@ from .training.validation import RerankingPool
 
 if TYPE_CHECKING:
     from .tasbalanced import TasBalanced
-
-_QUERIES_AT_A_TIME = 64   # mined and scored between two saves: what an interruption can lose
 
 
 class Fit:
@@ -56,60 +53,21 @@ class Fit:
         """Scored pairs and their texts."""
         if pairs is not None:
             return self._given_pairs(topics_or_res, pairs)
-        student = self.student
-        if topics_or_res is None or qrels is None:
-            raise ValueError('nothing to learn from: fit(topics or results, qrels), or fit(topics, pairs=…)')
-        qrels = checks.check_qrels(qrels, 'training', student)
-        topics, results = checks.check_topics_or_results(topics_or_res, 'training', student.text_field, context=student)
-        checks.check_overlap(topics, qrels, 'training')
-        self._check_source(results)
-        topics = topics[topics['qid'].isin(set(qrels.loc[qrels['label'] > 0, 'qid']))].reset_index(drop=True)
-        self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
-                     'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label')),
-                     'results': frame_fingerprint(results, ('qid', 'docno', 'score', student.text_field)),
-                     'negatives': repr(student.negatives), 'pairwise_teacher': repr(student.pairwise_teacher)})
-        pairs = self._score(topics, qrels, results)
-        self._check_size(pairs)
-        return Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
-                        doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+        student, training = self.student, self.training
+        teacher = student.pairwise_teacher if self._scores_needed else None
+        if teacher is not None:
+            teacher = CachedScorer(teacher, self.folder / f'teacher-scores-{fingerprint(repr(teacher))[:8]}')
+        examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
+                           teacher=teacher, text_field=student.text_field, scores_needed=self._scores_needed,
+                           max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
+                           claim=self._claim)
+        self.report['dropped'] = examples.dropped
+        self._check_size(examples.pairs)
+        return examples
 
     @property
     def _scores_needed(self) -> bool:
         return self.training.pairwise_loss != 'ranknet' and self.training.pairwise_weight > 0
-
-    def _check_source(self, results: pd.DataFrame | None) -> None:
-        student = self.student
-        if results is None:
-            if student.negatives is None or student.corpus is None:
-                raise ValueError('fit was given topics without candidates: construct with negatives= (a pipeline) and '
-                                 'corpus= (something with a text loader), or fit (candidates >> text >> tasb)')
-            if student.pairwise_teacher is None and self._scores_needed:
-                warnings.warn('no pairwise_teacher: the score of negatives= is taken for the teacher\'s', stacklevel=4)
-        else:
-            if student.text_field not in results.columns and student.corpus is None:
-                raise ValueError(f'the training results have no column {student.text_field!r}: put a text loader '
-                                 'before this stage (candidates >> text >> tasb), or give corpus=')
-            if student.pairwise_teacher is None and self._scores_needed:
-                checks.check_scores(results, 'training')
-
-    def _score(self, topics: pd.DataFrame, qrels: pd.DataFrame, results: pd.DataFrame | None) -> ScoredPairs:
-        student, training, path = self.student, self.training, self.folder / 'pairs'
-        teacher = student.pairwise_teacher if self._scores_needed else None
-        if teacher is not None:
-            teacher = cached_scorer(teacher, self.folder / f'teacher-scores-{fingerprint(repr(teacher))[:8]}',
-                                    verbose=student.verbose)
-        source = CandidateSource(qrels, results=results, negatives=student.negatives, corpus=student.corpus,
-                                 teacher=teacher, text_field=student.text_field, scores_needed=self._scores_needed)
-        options = dict(max_pairs_per_query=training.max_pairs_per_query, seed=training.seed)
-        if (path / 'pt_meta.json').exists():
-            return ScoredPairs(path)
-        if results is not None and teacher is None:
-            pairs = ScoredPairs.from_results(source(topics), qrels, path, **options)
-        else:
-            pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES_AT_A_TIME, **options)
-        source.report()
-        self.report['dropped'] = source.dropped
-        return pairs
 
     def _given_pairs(self, topics: pd.DataFrame | None, pairs: ScoredPairs | Iterable) -> Examples:
         student = self.student

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from more_itertools import chunked
 
 from .._files import fingerprint
 from ..texts import TextStore
+from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -28,10 +29,77 @@ class Examples:
         pairs: (query, positive, negative, margin).
         queries: Text of query row i.
         docs: Text of document row j.
+        dropped: What could not be used, with counts.
     """
     pairs: ScoredPairs
     queries: TextStore
     docs: TextStore
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
+            negatives: pt.Transformer | None = None, corpus: Any = None,  # noqa: ANN401
+            teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True,
+            max_pairs_per_query: int | None = 1000, seed: int = 0, context: Any = None,  # noqa: ANN401
+            claim: Callable[[dict[str, Any]], None] | None = None) -> Examples:
+    """Check what a user gave and turn it into examples, in `folder` or found there.
+
+    Args:
+        topics_or_res: Results with text, or topics.
+        qrels: Training qrels.
+        folder: Where pairs and texts go.
+        negatives: The pipeline that mines candidates of topics.
+        corpus: See :func:`text_loader`.
+        teacher: Scores (query, text); None takes the incoming score.
+        text_field: Column of the passages' text.
+        scores_needed: False where no loss reads a score.
+        max_pairs_per_query: Pairs kept of a query that has more.
+        seed: Of that choice.
+        context: The transformer that asks, for messages.
+        claim: Called with fingerprints of the data, after all checks and before anything is written.
+
+    Raises:
+        ValueError: Nothing can be learnt from it; the message names column, ids and remedy.
+    """
+    if topics_or_res is None or qrels is None:
+        raise ValueError('nothing to learn from: fit(topics or results, qrels), or fit(topics, pairs=…)')
+    qrels = check_qrels(qrels, 'training', context)
+    topics, results = check_topics_or_results(topics_or_res, 'training', text_field, context=context)
+    check_overlap(topics, qrels, 'training')
+    _check_source(results, negatives, corpus, teacher, text_field, scores_needed)
+    topics = topics[topics['qid'].isin(set(qrels.loc[qrels['label'] > 0, 'qid']))].reset_index(drop=True)
+    if claim is not None:
+        claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
+               'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label')),
+               'results': frame_fingerprint(results, ('qid', 'docno', 'score', text_field)),
+               'negatives': repr(negatives), 'pairwise_teacher': repr(teacher)})
+    source = CandidateSource(qrels, results=results, negatives=negatives, corpus=corpus, teacher=teacher,
+                             text_field=text_field, scores_needed=scores_needed)
+    options = dict(max_pairs_per_query=max_pairs_per_query, seed=seed)
+    path = folder / 'pairs'
+    if (path / 'pt_meta.json').exists():
+        pairs = ScoredPairs(path)
+    elif results is not None and teacher is None:
+        pairs = ScoredPairs.from_results(source(topics), qrels, path, **options)
+    else:
+        pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES, **options)
+    source.report()
+    return Examples(pairs, query_store(pairs, topics, folder / 'queries'),
+                    doc_store(pairs, results, corpus, folder / 'docs', text_field), source.dropped)
+
+
+def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None, corpus: Any,  # noqa: ANN401
+                  teacher: pt.Transformer | None, text_field: str, scores_needed: bool) -> None:
+    if results is None:
+        if negatives is None or corpus is None:
+            raise ValueError('topics without candidates: give negatives= (a pipeline) and corpus= (something with a '
+                             'text loader), or fit (candidates >> text >> this)')
+        return
+    if text_field not in results.columns and corpus is None:
+        raise ValueError(f'the training results have no column {text_field!r}: put a text loader before this stage '
+                         '(candidates >> text >> this), or give corpus=')
+    if teacher is None and scores_needed:
+        check_scores(results, 'training')
 
 
 def text_loader(corpus: Any, text_field: str = 'text') -> pt.Transformer:  # noqa: ANN401

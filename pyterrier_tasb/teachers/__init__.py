@@ -1,4 +1,7 @@
 """Whom to imitate: teachers of pairs and of whole batches."""
-from .binding import bind_in_batch_teacher, cached_scorer
+from .binding import CachedScorer, bind_in_batch_teacher
+from .late_interaction import LateInteraction
+from .scorer import ScorerTeacher
+from .weighted import WeightedSum
 
-__all__ = ['bind_in_batch_teacher', 'cached_scorer']
+__all__ = ['CachedScorer', 'LateInteraction', 'ScorerTeacher', 'WeightedSum', 'bind_in_batch_teacher']

@@ -45,11 +45,29 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
                      'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
 
 
-def cached_scorer(teacher: pt.Transformer, path: Path, *, verbose: bool = False) -> pt.Transformer:
-    """A scorer whose finite scores are kept on disk, so that an interrupted run does not ask twice."""
-    from pyterrier_caching import ScorerCache
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return ScorerCache(str(path), FiniteScores(teacher), verbose=verbose)
+class CachedScorer(pt.Transformer):
+    """A scorer whose scores are kept on disk, so that an interrupted run does not ask twice.
+
+    Args:
+        scorer: Adds `score`, a finite number for every candidate.
+        path: The cache, a `pyterrier_caching.ScorerCache`; made at the first use.
+    """
+
+    def __init__(self, scorer: pt.Transformer, path: Path) -> None:
+        self.scorer, self.path = scorer, path
+        self._cache: pt.Transformer | None = None
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """What the scorer makes of `inp`, computed or found."""
+        pt.validate.result_frame(inp, extra_columns=['query'], context=self)
+        if self._cache is None:
+            from pyterrier_caching import ScorerCache
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._cache = ScorerCache(str(self.path), FiniteScores(self.scorer))
+        return self._cache(inp)
+
+    def __repr__(self) -> str:
+        return repr(self.scorer)
 
 
 class FiniteScores(pt.Transformer):

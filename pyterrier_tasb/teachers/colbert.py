@@ -1,0 +1,140 @@
+"""Late-interaction checkpoints: ColBERT's layout, the layout of the paper's released teacher, and plain encoders."""
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel, PreTrainedModel
+
+from .._files import atomic_dir, read_json
+from ..encoding import Encoder
+
+_METADATA = 'artifact.metadata'   # ColBERT's own name for its settings
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Args:
+        encoder: The token encoder.
+        projection: Applied to token vectors; None where there is none.
+        normalize: Whether token vectors get unit length; None where the checkpoint does not say.
+        settings: Further settings that :func:`save` wrote.
+    """
+    encoder: Encoder
+    projection: torch.nn.Linear | None
+    normalize: bool | None
+    settings: dict
+
+
+def load(name_or_path: str, *, query_max_length: int, doc_max_length: int, device: torch.device) -> Checkpoint:
+    """Read a checkpoint, whichever layout it has.
+
+    Raises:
+        ValueError: Its weights are no safetensors, or it is no encoder.
+    """
+    lengths = dict(query_max_length=query_max_length, doc_max_length=doc_max_length)
+    weights = _weights_file(name_or_path)
+    names = _names(weights)
+    if 'compressor.weight' in names:
+        return _released(name_or_path, weights, lengths, device)
+    encoder = Encoder.load(name_or_path, device=device, **lengths)
+    metadata = _metadata(name_or_path)
+    if 'linear.weight' not in names:
+        return Checkpoint(encoder, None, metadata.get('normalize'), metadata)
+    with safe_open(weights, 'pt') as file:
+        projection = _linear(file.get_tensor('linear.weight'), None)
+    return Checkpoint(encoder, projection.to(device), metadata.get('normalize', True), metadata)
+
+
+def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+    """Write ColBERT's layout: the encoder's weights under `bert.`, and `linear.weight` where there is a projection.
+
+    Raises:
+        ValueError: `path` exists and `overwrite` is False.
+    """
+    if Path(path).exists() and not overwrite:
+        raise ValueError(f'{path} exists: save to a new path, or pass overwrite=True')
+    model = checkpoint.encoder.model
+    weights = {f'{model.base_model_prefix}.{name}': value.detach().cpu().contiguous()
+               for name, value in model.state_dict().items()}
+    if checkpoint.projection is not None:
+        weights['linear.weight'] = checkpoint.projection.weight.detach().cpu().contiguous()
+    with atomic_dir(path, overwrite=overwrite) as part:
+        config = {**model.config.to_dict(), 'architectures': ['HF_ColBERT']}
+        (part / 'config.json').write_text(json.dumps(config, indent=1, default=str))
+        checkpoint.encoder.tokenizer.save_pretrained(part)
+        save_file(weights, part / 'model.safetensors', metadata={'format': 'pt'})
+        (part / _METADATA).write_text(json.dumps({**checkpoint.settings, 'normalize': checkpoint.normalize}, indent=1))
+
+
+def _released(name_or_path: str, weights: str, lengths: dict, device: torch.device) -> Checkpoint:
+    """The paper's teacher: `bert_model.*` and a `compressor` with a bias, scores not normalised."""
+    state = load_file(weights)
+    inner = {name.removeprefix('bert_model.'): value for name, value in state.items() if name.startswith('bert_model.')}
+    model = _backbone(inner)
+    missing, unexpected = model.load_state_dict(inner, strict=False)
+    if [name for name in (*missing, *unexpected) if 'position_ids' not in name and 'pooler' not in name]:
+        raise ValueError(f'{name_or_path}: its bert_model weights do not fit a BERT or DistilBERT (missing '
+                         f'{missing[:3]}, unexpected {unexpected[:3]})')
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    encoder = Encoder(model, tokenizer, **lengths).to(device).eval()
+    projection = _linear(state['compressor.weight'], state.get('compressor.bias')).to(device)
+    return Checkpoint(encoder, projection, False, _metadata(name_or_path))
+
+
+def _backbone(state: dict[str, torch.Tensor]) -> PreTrainedModel:
+    vocabulary, dim = state['embeddings.word_embeddings.weight'].shape
+    positions = state['embeddings.position_embeddings.weight'].shape[0]
+    layers = 1 + max(int(name.split('.layer.')[1].split('.')[0]) for name in state if '.layer.' in name)
+    heads = max(1, dim // 64)   # 64 dimensions a head in every published BERT and DistilBERT
+    with torch.random.fork_rng([]):
+        if any(name.startswith('transformer.') for name in state):
+            return DistilBertModel(DistilBertConfig(
+                vocab_size=vocabulary, dim=dim, n_layers=layers, n_heads=heads, max_position_embeddings=positions,
+                hidden_dim=state['transformer.layer.0.ffn.lin1.weight'].shape[0]))
+        return BertModel(BertConfig(
+            vocab_size=vocabulary, hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads,
+            max_position_embeddings=positions,
+            intermediate_size=state['encoder.layer.0.intermediate.dense.weight'].shape[0]), add_pooling_layer=False)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Linear:
+    with torch.random.fork_rng([]):
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    linear.weight.data.copy_(weight)
+    if bias is not None:
+        linear.bias.data.copy_(bias)
+    return linear
+
+
+def _weights_file(name_or_path: str) -> str:
+    folder = Path(name_or_path)
+    if folder.is_dir():
+        if not (folder / 'model.safetensors').exists():
+            other = [file.name for file in folder.glob('*.bin')]
+            raise ValueError(f'{folder} has no model.safetensors{f" but {other}, which can run code" if other else ""}: '
+                             'convert it once with save_pretrained(…, safe_serialization=True)')
+        return str(folder / 'model.safetensors')
+    from huggingface_hub import hf_hub_download
+    try:
+        return hf_hub_download(name_or_path, 'model.safetensors')
+    except Exception as error:
+        raise ValueError(f'{name_or_path!r} is no directory, and its model.safetensors could not be had from the hub: '
+                         f'{str(error).splitlines()[0]}') from error
+
+
+def _names(weights: str) -> set[str]:
+    with safe_open(weights, 'pt') as file:
+        return set(file.keys())
+
+
+def _metadata(name_or_path: str) -> dict:
+    file = Path(name_or_path) / _METADATA
+    return read_json(file) if file.exists() else {}

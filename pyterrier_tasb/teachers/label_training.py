@@ -1,0 +1,116 @@
+"""How a late-interaction teacher learns from labels."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from ..pairs.examples import Examples, prepare
+from ..sampling import BatchPlan
+from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
+from ..training.trainer import train
+from .maxsim import maxsim
+
+if TYPE_CHECKING:
+    from .late_interaction import LateInteraction
+
+
+def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: pd.DataFrame,
+                  validation: pd.DataFrame | None, validation_qrels: pd.DataFrame | None,
+                  negatives: pt.Transformer | None, corpus: Any, folder: Path,  # noqa: ANN401
+                  resume: bool) -> dict[str, Any]:
+    """Train `teacher` in place; returns the record."""
+    training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
+    examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus, text_field=teacher.text_field,
+                       scores_needed=False, max_pairs_per_query=training.max_pairs_per_query, seed=training.seed,
+                       context=teacher)
+    validate = _validation(teacher, validation, validation_qrels, training.measure)
+    batches = LabelledBatches(teacher, examples, BatchPlan(
+        examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed))
+    try:
+        record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
+                       training, output_dir=folder / 'checkpoints', device=teacher.device, validate=validate,
+                       resume=resume, desc='LateInteraction')
+    finally:
+        teacher.weights_changed()
+    return {'training': training.to_dict(), 'pairs': examples.pairs.describe(), **record.to_dict()}
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """A batch, and which passages are positives of which queries.
+
+    Args:
+        batch: Tokens and rows.
+        positive: bool[B, 2B], judged positives among [P⁺ | P⁻], each query's own included.
+        n_queries: B.
+    """
+    batch: TrainingBatch
+    positive: torch.Tensor
+    n_queries: int
+
+    def describe(self) -> str:
+        """The first queries, for messages."""
+        return self.batch.describe()
+
+
+class LabelledBatches:
+    """`batches[step]` with its judged positives."""
+
+    def __init__(self, teacher: LateInteraction, examples: Examples, plan: BatchPlan) -> None:
+        pairs = examples.pairs
+        self.plan = plan
+        self.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
+        self.batches = TrainingBatches(plan, _Lazy(teacher, examples.queries, 'query'),
+                                       _Lazy(teacher, examples.docs, 'doc'), pairs.qids)
+
+    def __getitem__(self, step: int) -> LabelledBatch:
+        drawn, batch = self.plan[step], self.batches[step]
+        docs = np.concatenate([drawn.pos, drawn.neg])
+        return LabelledBatch(batch, torch.from_numpy(self.judged(drawn.query, docs)), len(drawn.query))
+
+
+class _Lazy:
+    """Tokens of a text store's rows, made when asked for."""
+
+    def __init__(self, teacher: LateInteraction, texts: Any, side: str) -> None:  # noqa: ANN401
+        self.teacher, self.texts, self.side = teacher, texts, side
+
+    def take(self, rows: np.ndarray) -> Any:  # noqa: ANN401
+        return self.teacher.tokenise(self.texts.take(rows), self.side)
+
+
+def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
+                  scale: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Softmax cross entropy of each query's own positive against [P⁺ | P⁻], its other positives left out."""
+    batch, size = labelled.batch, labelled.n_queries
+    states = module(batch.tokens)
+    lengths = torch.from_numpy(batch.tokens.lengths).to(states.device)
+    split = int(lengths[:size].sum())
+    scores = scale * maxsim(states[:split], lengths[:size], states[split:], lengths[size:])
+    scores = scores[:, torch.cat([batch.pos, batch.neg]).to(scores.device) - size]
+    own = torch.eye(size, 2 * size, dtype=torch.bool, device=scores.device)
+    scores = scores.masked_fill(labelled.positive.to(scores.device) & ~own, float('-inf'))
+    loss = F.cross_entropy(scores, torch.arange(size, device=scores.device))
+    return loss, {'accuracy': (scores.argmax(1) == torch.arange(size, device=scores.device)).float().mean()}
+
+
+def _validation(teacher: LateInteraction, results: pd.DataFrame | None, qrels: pd.DataFrame | None,
+                measure: str) -> Callable[[], dict[str, float]] | None:
+    if (results is None) != (qrels is None):
+        raise ValueError('validation needs both results and qrels, or neither')
+    if results is None:
+        return None
+    pt.validate.result_frame(results, extra_columns=['query', teacher.text_field], context=teacher)
+
+    def validate() -> dict[str, float]:
+        teacher.weights_changed()   # vectors of earlier weights are worth nothing
+        return pt.Evaluate(teacher(results), qrels, metrics=[measure])
+    return validate

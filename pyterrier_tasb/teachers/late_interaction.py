@@ -1,0 +1,241 @@
+"""`LateInteraction`: a ColBERT-style scorer that re-ranks, teaches pairs and batches, and can itself be trained."""
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from .._files import fingerprint
+from ..encoding import Tokens
+from ..texts import TextStore
+from ..training.config import Training
+from . import colbert
+from .maxsim import maxsim
+
+_CHUNK = 512   # texts encoded at a time
+
+
+class TokenEncoder(torch.nn.Module):
+    """Tokens → token vectors: encoder, optional projection, optional unit length."""
+
+    def __init__(self, checkpoint: colbert.Checkpoint, normalize: bool) -> None:
+        super().__init__()
+        self.encoder, self.projection, self.normalize = checkpoint.encoder, checkpoint.projection, normalize
+
+    def forward(self, tokens: Tokens) -> torch.Tensor:
+        """float32[T, D]."""
+        states, _ = self.encoder.token_states(tokens)
+        states = states if self.projection is None else self.projection(states)
+        return F.normalize(states, dim=-1) if self.normalize else states
+
+
+class LateInteraction(pt.Estimator):
+    """Scores (query, text) by MaxSim over token vectors.
+
+    A re-ranker: qid, query, docno, text → score, rank. A teacher of pairs (`pairwise_teacher=`) and of whole batches
+    (`in_batch_teacher=`). An estimator: :meth:`fit` trains it on labels, so that with labels and no published teacher
+    the whole method is `teacher.fit(…)`, then `tasb.fit(…)`.
+
+    .. cite.dblp:: conf/sigir/KhattabZ20
+    """
+
+    schematic = {'label': 'LateInteraction'}
+
+    def __init__(self, model_name: str | os.PathLike, *, query_max_length: int = 32, doc_max_length: int = 200,
+                 mask_tokens: int = 0, normalize: bool | None = None, scale: float | None = None,
+                 training: Training | None = None, text_field: str = 'text', cache_bytes: int = 1 << 30,
+                 verbose: bool = False, device: str | torch.device | None = None) -> None:
+        """Load a checkpoint.
+
+        Args:
+            model_name: A directory or hub name: a ColBERT checkpoint, or any encoder.
+            query_max_length: Tokens of a query.
+            doc_max_length: Tokens of a passage.
+            mask_tokens: [MASK] tokens added to each query; the paper's released teacher was trained with 8.
+            normalize: Unit-length token vectors; None takes what the checkpoint says, else True.
+            scale: Factor on the scores; None takes what the checkpoint says, else 1.
+            training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5.
+            text_field: Column of the passages' text.
+            cache_bytes: Most memory for token vectors of passages seen before, kept in half precision.
+            verbose: Show progress.
+            device: None takes a GPU if there is one.
+
+        Raises:
+            ValueError: There is no checkpoint that can be used.
+        """
+        super().__init__()
+        self.model_name = str(model_name)
+        self.query_max_length, self.doc_max_length, self.mask_tokens = query_max_length, doc_max_length, mask_tokens
+        self.text_field, self.cache_bytes, self.verbose = text_field, cache_bytes, verbose
+        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
+                                  device=self.device)
+        said = True if checkpoint.normalize is None else checkpoint.normalize
+        self.normalize = said if normalize is None else normalize
+        self.scale = float(checkpoint.settings.get('scale', 1.0) if scale is None else scale)
+        self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
+        self.module = TokenEncoder(checkpoint, self.normalize).eval()
+        self._cache = _VectorCache(cache_bytes)
+        self.record: dict[str, Any] | None = None
+
+    # ---- scoring -----------------------------------------------------------------------------------------------
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Results with `score` and `rank`."""
+        pt.validate.result_frame(inp, extra_columns=['query', self.text_field], context=self)
+        rows, texts = pd.factorize(inp[self.text_field].astype(object))
+        query_rows, queries = pd.factorize(inp['query'].astype(object))
+        scores = np.empty(len(inp), dtype=np.float64)
+        at = pd.Series(np.arange(len(inp))).groupby(query_rows).indices
+        for i, query in enumerate(pt.tqdm(queries, desc='MaxSim', unit='query', disable=not self.verbose)):
+            scores[at[i]] = self.score_matrix([query], [texts[j] for j in rows[at[i]]])[0].numpy()
+        return pt.model.add_ranks(inp.assign(score=scores))
+
+    def score_matrix(self, queries: list[str], docs: list[str]) -> torch.Tensor:
+        """float32[B, P], every query against every passage, without gradients."""
+        query, query_lengths = self._cached(queries, 'query')
+        doc, doc_lengths = self._cached(docs, 'doc')
+        return (self.scale * maxsim(query.to(self.device), query_lengths.to(self.device), doc.to(self.device),
+                                    doc_lengths.to(self.device))).cpu()
+
+    def bind(self, queries: TextStore, docs: TextStore, cache_dir: Path | None = None,
+             ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
+        """The scorer of a run's texts by row: (query rows, document rows) → float32[B, P]."""
+        return lambda query_rows, doc_rows: self.score_matrix(queries.take(query_rows), docs.take(doc_rows))
+
+    def tokenise(self, texts: list[str], side: str) -> Tokens:
+        """Tokens of texts; queries get their [MASK] tokens."""
+        tokens = self.module.encoder.tokenise(texts, side)
+        if side == 'doc' or not self.mask_tokens:
+            return tokens
+        mask = [self.module.encoder.tokenizer.mask_token_id] * self.mask_tokens
+        rows = np.split(tokens.ids, tokens.offsets[1:-1])
+        return Tokens.from_lists([[*row.tolist(), *mask] for row in rows]) if len(tokens) else tokens
+
+    def _cached(self, texts: list[str], side: str) -> tuple[torch.Tensor, torch.Tensor]:
+        keys = [(side, text) for text in texts]
+        missing = list(dict.fromkeys(key for key in keys if key not in self._cache))
+        fresh: dict[tuple[str, str], torch.Tensor] = {}
+        for start in range(0, len(missing), _CHUNK):
+            some = missing[start:start + _CHUNK]
+            fresh.update(zip(some, self._encode([text for _, text in some], side), strict=True))
+        vectors = [fresh.get(key) if key in fresh else self._cache[key] for key in keys]
+        self._cache.add(fresh)
+        lengths = torch.tensor([len(v) for v in vectors], dtype=torch.long)
+        return torch.cat(vectors), lengths
+
+    def _encode(self, texts: list[str], side: str) -> list[torch.Tensor]:
+        tokens = self.tokenise(texts, side)
+        with torch.inference_mode():
+            vectors = self.module(tokens).half().cpu()
+        return [vector.clone() for vector in vectors.split(tokens.lengths.tolist())]
+
+    # ---- learning ----------------------------------------------------------------------------------------------
+
+    def fit(self, topics_or_res_tr: pd.DataFrame, qrels_tr: pd.DataFrame, topics_or_res_va: pd.DataFrame | None = None,
+            qrels_va: pd.DataFrame | None = None, *, negatives: pt.Transformer | None = None,
+            corpus: Any = None, work_dir: str | os.PathLike | None = None,  # noqa: ANN401
+            resume: bool = False) -> LateInteraction:
+        """Train on labels: softmax cross entropy of a query's positive against all passages of the batch.
+
+        Other judged positives of the query are left out of its softmax.
+
+        Args:
+            topics_or_res_tr: Results with text, or topics where `negatives` and `corpus` are given.
+            qrels_tr: Training qrels.
+            topics_or_res_va: Validation results with text, or topics.
+            qrels_va: Validation qrels.
+            negatives: The pipeline that mines candidates for topics.
+            corpus: Anything with a text loader.
+            work_dir: Keeps checkpoints; None keeps nothing.
+            resume: Continue what an interrupted call with the same `work_dir` began.
+
+        Raises:
+            ValueError: There is nothing to learn from; see :meth:`TasBalanced.fit`.
+        """
+        from .label_training import fit_on_labels
+        if work_dir is None:
+            with tempfile.TemporaryDirectory(prefix='tasb-teacher-') as folder:
+                self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives,
+                                            corpus, Path(folder), resume)
+        else:
+            self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives,
+                                        corpus, Path(work_dir), resume)
+        return self
+
+    def weights_changed(self) -> None:
+        """Forget cached vectors and take a name that no other weights have."""
+        self._cache = _VectorCache(self.cache_bytes)
+        digest = fingerprint(*(value.detach().cpu().numpy() for _, value in sorted(self.module.state_dict().items())))
+        self.model_name = f'{self.model_name.partition("#")[0]}#trained-{digest[:8]}'
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write a ColBERT checkpoint that `LateInteraction(path)` reads.
+
+        Raises:
+            ValueError: `path` exists and `overwrite` is False.
+        """
+        colbert.save(colbert.Checkpoint(self.module.encoder, self.module.projection, self.normalize,
+                                        {'scale': self.scale, 'query_maxlen': self.query_max_length,
+                                         'doc_maxlen': self.doc_max_length}), path, overwrite=overwrite)
+        return Path(path)
+
+    # ---- identity ----------------------------------------------------------------------------------------------
+
+    def apply_attributes(self, **attributes: Any) -> LateInteraction:  # noqa: ANN401
+        """The same weights with other settings."""
+        other = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(other, name, value)
+        return other
+
+    def subtransformers(self) -> dict[str, pt.Transformer]:
+        """None."""
+        return {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LateInteraction) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple:
+        return (self.model_name, self.query_max_length, self.doc_max_length, self.mask_tokens, self.normalize,
+                self.scale, self.text_field)
+
+    def __repr__(self) -> str:
+        return f'LateInteraction({self.model_name!r})'
+
+
+class _VectorCache:
+    """Token vectors by (side, text), the least recently added dropped when memory is full."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes, self.bytes = most_bytes, 0
+        self._vectors: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
+
+    def __contains__(self, key: tuple[str, str]) -> bool:
+        return key in self._vectors
+
+    def __getitem__(self, key: tuple[str, str]) -> torch.Tensor:
+        return self._vectors[key]
+
+    def add(self, vectors: dict[tuple[str, str], torch.Tensor]) -> None:
+        for key, vector in vectors.items():
+            self._vectors[key] = vector
+            self.bytes += vector.numel() * vector.element_size()
+        while self.bytes > self.most_bytes and self._vectors:
+            _, dropped = self._vectors.popitem(last=False)
+            self.bytes -= dropped.numel() * dropped.element_size()
+
+

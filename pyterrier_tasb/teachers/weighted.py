@@ -1,0 +1,60 @@
+"""Weighted sums of teachers."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import torch
+
+from ..texts import TextStore
+
+
+class WeightedSum(pt.Transformer):
+    """The weighted sum of several teachers' scores: a scorer of pairs, and a teacher of batches.
+
+    Args:
+        teachers: (weight, teacher) pairs; a teacher is a transformer that scores, or has `bind`.
+
+    Raises:
+        ValueError: There are none.
+    """
+
+    schematic = {'label': 'WeightedSum'}
+
+    def __init__(self, teachers: Sequence[tuple[float, Any]]) -> None:
+        super().__init__()
+        if not teachers:
+            raise ValueError('WeightedSum needs at least one (weight, teacher)')
+        self.teachers = [(float(weight), teacher) for weight, teacher in teachers]
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Results with the sum as `score`, and `rank`."""
+        pt.validate.result_frame(inp, extra_columns=['query'], context=self)
+        total = np.zeros(len(inp))
+        for weight, teacher in self.teachers:
+            scored = teacher(inp).set_index(['qid', 'docno'])['score']
+            total += weight * scored.reindex(pd.MultiIndex.from_frame(inp[['qid', 'docno']])).to_numpy()
+        if np.isnan(total).any():
+            raise ValueError(f'{int(np.isnan(total).sum())} of {len(inp)} rows were not scored by every teacher')
+        return pt.model.add_ranks(inp.assign(score=total))
+
+    def bind(self, queries: TextStore, docs: TextStore, cache_dir: Path | None = None,
+             ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
+        """The sum over a run's texts by row: (query rows, document rows) → float32[B, P]."""
+        from .binding import bind_in_batch_teacher
+        bound = [(weight, bind_in_batch_teacher(teacher, queries, docs, cache_dir, None))
+                 for weight, teacher in self.teachers]
+        return lambda query_rows, doc_rows: sum(weight * score(query_rows, doc_rows) for weight, score in bound)
+
+    def __repr__(self) -> str:
+        return f'WeightedSum({self.teachers!r})'
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WeightedSum) and self.teachers == other.teachers
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
