@@ -1,40 +1,257 @@
-"""What lies in a model's directory: read by :meth:`Encoder.load`, written by :func:`save`."""
+"""A model's directory: what :meth:`Encoder.load` reads and :func:`save` writes.
+
+Plain Hugging Face directories and those of sentence-transformers are read; what is written is both.
+"""
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass, field
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .._files import read_json
+from .._files import atomic_dir, read_json, write_json
 
-_POOLING_KEYS = {'pooling_mode_cls_token': 'cls', 'pooling_mode_mean_tokens': 'mean'}
+if TYPE_CHECKING:
+    from .encoder import Encoder
+
+_LENGTHS = {'query_max_length': 30, 'doc_max_length': 200}   # Hofstätter et al. 2021
+_TOKENIZER_FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json', 'sentencepiece.bpe.model', 'spiece.model',
+                    'tokenizer.model')
+_HUB_FILES = ['*.json', '*.safetensors', '*.txt', '*.model', '*/config.json', '*.py']
+_HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
+_POOLING_FLAGS = {'pooling_mode_cls_token': 'cls', 'pooling_mode_mean_tokens': 'mean',
+                  'pooling_mode_max_tokens': 'max', 'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
+                  'pooling_mode_weightedmean_tokens': 'weightedmean', 'pooling_mode_lasttoken': 'lasttoken'}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parts:
-    """What a directory holds."""
+    """What a directory holds.
+
+    Args:
+        model: The encoder.
+        tokenizer: Its tokenizer.
+        options: `pooling`, `normalize`, `query_max_length` and `doc_max_length` of an `Encoder`.
+        settings: What else `save` was given.
+    """
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    options: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any]
+    settings: dict[str, Any]
 
 
 def load(name_or_path: str | os.PathLike, *, trust_remote_code: bool = False) -> Parts:
-    """Read a directory."""
-    path = Path(name_or_path)
-    options = {'pooling': 'cls', 'normalize': False}
-    if (path / 'modules.json').exists():
-        for module in read_json(path / 'modules.json'):
-            if module['type'].endswith('Pooling'):
-                config = read_json(path / module['path'] / 'config.json')
-                options['pooling'] = config.get('pooling_mode') or next(
-                    mode for key, mode in _POOLING_KEYS.items() if config.get(key))
-            options['normalize'] |= module['type'].endswith('Normalize')
-    with torch.random.fork_rng([]):
-        model = AutoModel.from_pretrained(path, trust_remote_code=trust_remote_code, use_safetensors=True)
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    return Parts(model, tokenizer, options)
+    """Read a directory, or a model of the hub.
+
+    Raises:
+        ValueError: There is no model, or none that can be used; the message says what was looked for.
+    """
+    path = _directory(name_or_path)
+    inner, pooling, normalize = _sentence_transformers_modules(path)
+    settings = read_json(path / 'tasb.json') if (path / 'tasb.json').exists() else {}
+    model, tokenizer = _model(inner, trust_remote_code), _tokenizer(inner, trust_remote_code)
+    most = min(_sentence_length(inner), tokenizer.model_max_length)
+    options = {'pooling': pooling, 'normalize': normalize,
+               **{name: settings.pop(name, min(length, most)) for name, length in _LENGTHS.items()}}
+    return Parts(model, tokenizer, options, settings)
+
+
+def _directory(name_or_path: str | os.PathLike) -> Path:
+    """The local directory of a model; one of the hub is fetched, without weights that are pickles."""
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name_or_path)
+    if path.exists():
+        raise ValueError(f'{name} is a file: give the directory that it lies in')
+    if not _HUB_NAME.fullmatch(name):
+        raise ValueError(f'there is no directory {name}, and that is no name on the model hub (owner/name) either')
+    from huggingface_hub import snapshot_download
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=['onnx/*', 'openvino/*']))
+    except Exception as error:
+        raise ValueError(f'there is no directory {name}, and the model hub did not give {name!r} either: '
+                         f'{type(error).__name__}: {error}') from error
+
+
+def _sentence_transformers_modules(path: Path) -> tuple[Path, str, bool]:
+    """(the transformer's directory, pooling, unit length) that modules.json says; a plain directory is [CLS]."""
+    if not (path / 'modules.json').exists():
+        return path, 'cls', False
+    inner, pooling, normalize = path, 'mean', False
+    for module in read_json(path / 'modules.json'):
+        kind = str(module['type']).rpartition('.')[2]
+        folder = _inside(path, module.get('path') or '')
+        if kind == 'Transformer':
+            inner = folder
+        elif kind == 'Pooling':
+            pooling = _pooling(folder / 'config.json')
+        elif kind == 'Normalize':
+            normalize = True
+        else:
+            raise ValueError(f'{path}/modules.json asks for a {kind} layer; only Transformer, Pooling (cls or mean) and '
+                             'Normalize can be used here')
+    _warn_of_prompts(path)
+    return inner, pooling, normalize
+
+
+def _inside(path: Path, name: str) -> Path:
+    if os.path.isabs(name) or '..' in Path(name).parts:
+        raise ValueError(f'{path} names a file outside itself: {name!r}')
+    return path / name
+
+
+def _pooling(file: Path) -> str:
+    config = read_json(file)
+    modes = config.get('pooling_mode') or [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)]
+    modes = [modes] if isinstance(modes, str) else list(modes) or ['mean']
+    if len(modes) > 1 or modes[0] not in ('cls', 'mean'):
+        raise ValueError(f'{file} asks for {" + ".join(map(str, modes))} pooling; only cls and mean can be used here')
+    return modes[0]
+
+
+def _warn_of_prompts(path: Path) -> None:
+    file = path / 'config_sentence_transformers.json'
+    prompts = (read_json(file).get('prompts') or {}) if file.exists() else {}
+    prompts = {name: prompt for name, prompt in prompts.items() if prompt}
+    if prompts:
+        warnings.warn(f'{path} was trained with prompts ({", ".join(sorted(prompts))}); none is put before texts here',
+                      stacklevel=5)
+
+
+def _sentence_length(path: Path) -> int:
+    file = path / 'sentence_bert_config.json'
+    return (read_json(file).get('max_seq_length') if file.exists() else None) or 10**9
+
+
+def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
+    files = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
+    if 'config.json' not in files:
+        raise ValueError(f'{path} has no config.json: it is no model directory (there: {_some(files)})')
+    config = read_json(path / 'config.json')
+    if not any(file in files for file in ('model.safetensors', 'model.safetensors.index.json')):
+        pickles = [file for file in files if file.endswith(('.bin', '.pt', '.ckpt', '.h5'))]
+        raise ValueError(f'{path} has no model.safetensors' + (
+            f', only {_some(pickles)}, which can run code when it is opened and is not read. Where you trust it: '
+            f'AutoModel.from_pretrained(path).save_pretrained(path)' if pickles else f' (there: {_some(files)})'))
+    if 'model_type' not in config and 'auto_map' not in config:
+        raise ValueError(f'{path}/config.json has no model_type: it is no Hugging Face model')
+    # a checkpoint may lack layers that are not used here (the pooler): they are drawn, and always the same
+    with _quiet(), torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        try:
+            config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model, report = AutoModel.from_pretrained(
+                path, config=config, trust_remote_code=trust_remote_code, use_safetensors=True, dtype=torch.float32,
+                output_loading_info=True)
+        except Exception as error:
+            raise ValueError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
+    if getattr(model.config, 'is_encoder_decoder', False):
+        raise ValueError(f'{path} is an encoder-decoder ({model.config.model_type}): give an encoder')
+    missing = sorted(name for name in report['missing_keys'] if not name.startswith('pooler.'))
+    if missing:
+        raise ValueError(f'{path}: {len(missing)} tensors of {type(model).__name__} are not among its weights '
+                         f'({_some(missing)}): weights and config.json do not belong together')
+    return model
+
+
+def _tokenizer(path: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    files = {file.name for file in path.iterdir()}
+    if not files & set(_TOKENIZER_FILES):
+        raise ValueError(f'{path} has no tokenizer (none of {", ".join(_TOKENIZER_FILES)}): save the model\'s tokenizer '
+                         'into it')
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ValueError(f'the tokenizer in {path} cannot be loaded: {type(error).__name__}: {error}') from error
+    return tokenizer
+
+
+def _some(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (', …' if len(names) > 5 else '') or 'nothing'
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and notes while weights are read."""
+    logging = transformers.utils.logging
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
+         extra_files: dict[str, str] | None = None, settings: dict[str, Any] | None = None) -> Path:
+    """Write an encoder's directory; it appears when it is whole.
+
+    `Encoder.load`, `SentenceTransformer` and `pyterrier_dr.SBertBiEncoder` load it with equal vectors; so do
+    `pyterrier_dr.TasB` and `HgfBiEncoder`, which know [CLS] and the dot product only, where the encoder is such a one.
+
+    Args:
+        encoder: What to write.
+        path: Where to.
+        overwrite: Whether another model may be there, which is then replaced.
+        extra_files: Text files to put beside it, by name.
+        settings: Values to keep with it, over those that the encoder was loaded with.
+
+    Raises:
+        ValueError: `path` exists, and `overwrite` is False or it is no model directory.
+    """
+    path = Path(path)
+    if path.exists():
+        if not overwrite:
+            raise ValueError(f'{path} exists: pass overwrite=True to replace it, or give another path')
+        if not path.is_dir() or (any(path.iterdir()) and not (path / 'config.json').exists()):
+            raise ValueError(f'{path} is no model directory and is not replaced: give another path')
+    with atomic_dir(path, overwrite=overwrite) as part:
+        with _quiet():
+            encoder.model.save_pretrained(part)
+        _portable_tokenizer(encoder).save_pretrained(part)
+        _write_modules(encoder, part)
+        write_json(part / 'tasb.json', {**encoder.settings, **(settings or {}),
+                                        **{name: getattr(encoder, name) for name in _LENGTHS}})
+        for name, text in (extra_files or {}).items():
+            _inside(part, name).write_text(text, encoding='utf-8')
+    return path
+
+
+def _portable_tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:
+    """A copy that cuts texts where the encoder does: loaders that know no lengths of their own use its length."""
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    tokenizer.model_max_length = max(encoder.query_max_length, encoder.doc_max_length)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def _write_modules(encoder: Encoder, path: Path) -> None:
+    """What makes a Hugging Face directory one of sentence-transformers."""
+    modules = [('', 'Transformer'), ('1_Pooling', 'Pooling')] + [('2_Normalize', 'Normalize')] * encoder.normalize
+    write_json(path / 'modules.json', [
+        {'idx': i, 'name': str(i), 'path': folder, 'type': f'sentence_transformers.models.{kind}'}
+        for i, (folder, kind) in enumerate(modules)])
+    for folder, _ in modules[1:]:
+        (path / folder).mkdir()
+    write_json(path / '1_Pooling' / 'config.json', {
+        'word_embedding_dimension': encoder.dim,
+        **{flag: mode == encoder.pooling for flag, mode in _POOLING_FLAGS.items()}, 'include_prompt': True})
+    write_json(path / 'sentence_bert_config.json', {
+        'max_seq_length': max(encoder.query_max_length, encoder.doc_max_length), 'do_lower_case': False})
+    write_json(path / 'config_sentence_transformers.json', {
+        'prompts': {}, 'default_prompt_name': None, 'similarity_fn_name': 'cosine' if encoder.normalize else 'dot'})

@@ -1,31 +1,171 @@
-"""Token ids of a whole collection on disk."""
+"""Token ids of a whole collection on disk: made once, read by training, validation, teachers and indexing."""
 from __future__ import annotations
 
 import os
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .tokens import Tokens, tokenise
+from .._files import fingerprint, read_json, write_json
+from .tokens import Tokens, gather, tokenise, tokenizer_fingerprint
+
+_CHUNK = 20_000   # texts tokenised between two saves, what an interruption can lose: some seconds
+_META, _IDS, _OFFSETS = 'meta.json', 'ids.bin', 'offsets.bin'
+
+
+class Texts(Protocol):
+    """What a store is made of: a `TextStore`."""
+    fingerprint: str
+
+    def __len__(self) -> int: ...  # noqa: D105
+
+    def take(self, rows: np.ndarray) -> list[str]: ...  # noqa: D102
 
 
 class TokenStore:
-    """Tokens by row (in memory for now)."""
+    """Tokens by row, memory-mapped.
 
-    def __init__(self, tokens: Tokens) -> None:
-        self._tokens = tokens
+    Args:
+        path: A directory that :meth:`build` made.
+
+    Raises:
+        ValueError: There is no whole store at `path`, or its files are damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        meta = _read_meta(self.path)
+        if not meta.get('complete'):
+            raise ValueError(f'{self.path} holds no whole token store: call TokenStore.build again with this path')
+        self.key: dict[str, Any] = meta['key']
+        self.fingerprint = fingerprint(self.key)
+        self._offsets = _map(self.path / _OFFSETS, 'int64', meta['rows'] + 1)
+        self._ids = _map(self.path / _IDS, meta['dtype'], meta['tokens'])
+        for (row, stop), checksum in zip(_chunks(0, meta['rows']), meta['checksums']):
+            ends = self._offsets[row + 1:stop + 1]
+            if _checksum(self._ids[self._offsets[row]:ends[-1]], ends) != checksum:
+                raise ValueError(f'{self.path}: tokens of texts {row} to {stop - 1} are damaged; delete the directory '
+                                 'and build it again')
 
     @classmethod
-    def build(cls, path: str | os.PathLike, texts, tokenizer: PreTrainedTokenizerBase, max_length: int, *,  # noqa
+    def build(cls, path: str | os.PathLike, texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int, *,
               n_jobs: int = 1) -> TokenStore:
-        return cls(tokenise(tokenizer, texts.take(np.arange(len(texts))), max_length))
+        """Tokenise texts into `path`, go on where an interrupted call stopped, or open what is there.
+
+        Args:
+            path: The store's directory.
+            texts: What to tokenise.
+            tokenizer: Its own threads work on a chunk (unless TOKENIZERS_PARALLELISM forbids).
+            max_length: Tokens of a text, special tokens included.
+            n_jobs: Chunks that are worked on at a time.
+
+        Raises:
+            ValueError: `path` holds tokens of other texts, of another tokenizer or of another length.
+        """
+        path = Path(path)
+        key = {'tokenizer': tokenizer_fingerprint(tokenizer), 'max_length': max_length, 'texts': texts.fingerprint,
+               'n': len(texts)}
+        meta = _begun(path, key, 'uint16' if len(tokenizer) <= 2 ** 16 else 'uint32')
+        if not meta['complete']:
+            _write(path, meta, texts, tokenizer, n_jobs)
+        return cls(path)
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._offsets) - 1
+
+    def __repr__(self) -> str:
+        return f'TokenStore({str(self.path)!r}, {len(self):,} texts, {len(self._ids):,} tokens)'
 
     @property
     def lengths(self) -> np.ndarray:
-        return self._tokens.lengths
+        """int64[N], tokens of each text."""
+        return np.diff(self._offsets)
 
     def take(self, rows: np.ndarray | None) -> Tokens:
-        return self._tokens.take(rows)
+        """The texts of these rows, in this order; None takes all."""
+        if rows is None:
+            return Tokens(self._ids.astype(np.int64), np.array(self._offsets))
+        return gather(self._ids, self._offsets, rows)
+
+
+def _chunks(row: int, n: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + _CHUNK, n)) for start in range(row, n, _CHUNK))
+
+
+def _map(file: Path, dtype: str, count: int) -> np.ndarray:
+    size = file.stat().st_size if file.exists() else 0
+    if size != count * np.dtype(dtype).itemsize:
+        raise ValueError(f'{file} has {size} bytes, not {count * np.dtype(dtype).itemsize}: it is damaged; delete the '
+                         'directory and build it again')
+    return np.memmap(file, dtype=dtype, mode='r') if count else np.empty(0, dtype=dtype)
+
+
+def _checksum(ids: np.ndarray, ends: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(ids), zlib.crc32(np.ascontiguousarray(ends)))
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    return read_json(path / _META) if (path / _META).exists() else {}
+
+
+def _begun(path: Path, key: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """What is there already, or an empty store."""
+    meta = _read_meta(path)
+    if not meta:
+        if path.exists() and any(path.iterdir()):
+            raise ValueError(f'{path} holds other files and no token store: give another path')
+        path.mkdir(parents=True, exist_ok=True)
+        meta = {'key': key, 'dtype': dtype, 'rows': 0, 'tokens': 0, 'checksums': [], 'complete': False}
+        (path / _IDS).touch()
+        np.zeros(1, dtype=np.int64).tofile(path / _OFFSETS)
+        write_json(path / _META, meta)
+    if meta['key'] != key:
+        names = {'tokenizer': 'tokenizer', 'max_length': 'length', 'texts': 'texts', 'n': 'number of texts'}
+        differing = '; '.join(f'another {names[name]} ({meta["key"].get(name)}, now {key[name]})'
+                              for name in key if meta['key'].get(name) != key[name])
+        raise ValueError(f'{path} holds tokens of {differing}. Give another path, or delete this one')
+    return meta
+
+
+def _write(path: Path, meta: dict[str, Any], texts: Texts, tokenizer: PreTrainedTokenizerBase, n_jobs: int) -> None:
+    """Append chunk by chunk; the files are as long as `meta` says, or longer by what was being written."""
+    def work(chunk: tuple[int, int]) -> Tokens:
+        return tokenise(tokenizer, texts.take(np.arange(*chunk)), meta['key']['max_length'])
+
+    n, width = len(texts), np.dtype(meta['dtype']).itemsize
+    with open(path / _IDS, 'r+b') as ids_file, open(path / _OFFSETS, 'r+b') as offsets_file, \
+            ThreadPoolExecutor(n_jobs) as pool, \
+            pt.tqdm(total=n, initial=meta['rows'], desc='tokenising', unit='texts', disable=n <= _CHUNK) as bar:
+        ids_file.truncate(meta['tokens'] * width)
+        offsets_file.truncate((meta['rows'] + 1) * 8)
+        ids_file.seek(0, os.SEEK_END)
+        offsets_file.seek(0, os.SEEK_END)
+        for tokens in _in_order(pool, work, _chunks(meta['rows'], n), n_jobs + 1):
+            ids, ends = tokens.ids.astype(meta['dtype']), tokens.offsets[1:] + meta['tokens']
+            for file, array in ((ids_file, ids), (offsets_file, ends)):
+                file.write(array.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            meta.update(rows=meta['rows'] + len(tokens), tokens=int(ends[-1]),
+                        checksums=[*meta['checksums'], _checksum(ids, ends)])
+            write_json(path / _META, meta)
+            bar.update(len(tokens))
+    write_json(path / _META, {**meta, 'complete': True})
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterator, ahead: int) -> Iterator:  # noqa: ANN401
+    """Results in the order of the items; at most `ahead` of them exist at a time."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,9 +1,11 @@
 """Token ids of many texts in two flat arrays."""
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +45,7 @@ class Tokens:
         """One list of ids a text."""
         offsets = np.zeros(len(lists) + 1, dtype=np.int64)
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-        ids = np.fromiter((i for ids in lists for i in ids), dtype=np.int64, count=offsets[-1])
+        ids = np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=offsets[-1])
         return cls(ids, offsets)
 
     @staticmethod
@@ -67,45 +69,80 @@ def gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> Tokens:
     return Tokens(np.asarray(ids[at], dtype=np.int64), taken)
 
 
-_BACKENDS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_ENGINES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_CHECKED: weakref.WeakSet = weakref.WeakSet()
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.Tokenizer:
-    """A copy of a fast tokenizer's engine with its truncation set: calls share no state, so threads may."""
-    from tokenizers import Tokenizer
-
-    engines = _BACKENDS.setdefault(tokenizer, {})
-    if max_length not in engines:
-        engine = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        engine.no_padding()
+def _engine(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.Tokenizer:
+    """A copy of a fast tokenizer's engine with its truncation set: calls share no state, so threads may call."""
+    engines = _ENGINES.setdefault(tokenizer, {})
+    key = max_length, len(tokenizer)
+    if key not in engines:
+        engine = _plain_engine(tokenizer)
         engine.enable_truncation(max_length, direction=tokenizer.truncation_side)
-        engines[max_length] = engine
-    return engines[max_length]
+        engines[key] = engine
+    return engines[key]
+
+
+def _plain_engine(tokenizer: PreTrainedTokenizerBase) -> tokenizers.Tokenizer:
+    engine = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+    engine.no_padding()
+    engine.no_truncation()
+    return engine
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int) -> Tokens:
     """Tokenise texts, with special tokens, cut at `max_length` tokens.
 
+    Warns, once for a tokenizer, when more than half of a sample of tokens is unknown to it.
+
     Raises:
-        ValueError: Something among the texts is no string.
+        ValueError: Something among the texts is no string, or a text has no tokens at all.
     """
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(f'text {i} of {len(texts)} is not a string but {type(text).__name__} ({text!r:.60}): '
-                             'drop it, or put an empty string in its place')
+            raise ValueError(f'text {i} of {len(texts)} is no string but {type(text).__name__} ({text!r:.60}): drop '
+                             'it, or put an empty string in its place')
     if not texts:
         return Tokens.from_lists([])
-    if tokenizer.is_fast:
-        return Tokens.from_lists([e.ids for e in _backend(tokenizer, max_length).encode_batch_fast(texts)])
-    return Tokens.from_lists(tokenizer(texts, truncation=True, max_length=max_length)['input_ids'])
+    tokens = Tokens.from_lists(_ids(tokenizer, texts, max_length))
+    if not tokens.lengths.all():
+        raise ValueError(f'text {int(np.argmin(tokens.lengths))} ({texts[int(np.argmin(tokens.lengths))]!r:.60}) has no '
+                         'tokens, not even special ones: this tokenizer is not one of an encoder')
+    _check_known(tokenizer, tokens)
+    return tokens
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
+    if not tokenizer.is_fast:
+        return tokenizer(texts, truncation=True, max_length=max_length)['input_ids']
+    engine = _engine(tokenizer, max_length)
+    try:
+        return [encoding.ids for encoding in engine.encode_batch_fast(texts)]
+    except (TypeError, UnicodeEncodeError):   # half of a surrogate pair, which utf-8 cannot write
+        texts = [text.encode('utf-8', 'replace').decode('utf-8') for text in texts]
+        return [encoding.ids for encoding in engine.encode_batch_fast(texts)]
+
+
+def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> None:
+    """Say so when the texts are not in the tokenizer's vocabulary; a vocabulary that failed to load looks like this."""
+    if tokenizer in _CHECKED or tokenizer.unk_token_id is None:
+        return
+    sample = tokens.ids[:10_000]
+    sample = sample[~np.isin(sample, [tokenizer.cls_token_id, tokenizer.sep_token_id])]
+    if len(sample) < 20:
+        return
+    _CHECKED.add(tokenizer)
+    unknown = float((sample == tokenizer.unk_token_id).mean())
+    if unknown > .5:
+        warnings.warn(f'{unknown:.0%} of {len(sample):,} tokens are {tokenizer.unk_token} to this tokenizer, whose '
+                      f'vocabulary has {len(tokenizer):,} entries: texts become alike. Is it the right tokenizer, and '
+                      'was its vocabulary read?', stacklevel=3)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what the tokenizer makes of a text: equal for equal tokenizers, wherever they were loaded from."""
     if not tokenizer.is_fast:
         return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map)
-    engine = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    engine.no_padding()
-    engine.no_truncation()
-    return fingerprint(engine.to_str(), tokenizer.truncation_side)
+    return fingerprint(_plain_engine(tokenizer).to_str(), tokenizer.truncation_side)
