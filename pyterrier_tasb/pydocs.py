@@ -198,11 +198,21 @@ def _docstrings(file: Path, max_words: int) -> Iterator[Docstring]:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return
-    for node in ast.walk(tree):
+    for node in _definitions(tree):
         text = _text_of(node)
         docstring = _parse(text, max_words) if text else None
         if docstring:
             yield docstring
+
+
+def _definitions(node: ast.AST) -> Iterator[ast.AST]:
+    """Definitions and calls that stand as statements, at any depth of statements."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
+            yield child.value
+        elif isinstance(child, (ast.stmt, ast.ExceptHandler)):
+            yield child
+            yield from _definitions(child)
 
 
 def _text_of(node: ast.AST) -> str | None:
