@@ -21,8 +21,10 @@ from ..texts import TextStore
 from ..training.config import Training
 from . import colbert
 from .maxsim import maxsim
+from .vectors import TokenVectors
 
 _CHUNK = 512   # texts encoded at a time
+_Ragged = tuple[torch.Tensor, torch.Tensor]   # token vectors [T, D], lengths [N]
 
 
 class TokenEncoder(torch.nn.Module):
@@ -54,7 +56,8 @@ class LateInteraction(pt.Estimator):
     def __init__(self, model_name: str | os.PathLike, *, query_max_length: int = 32, doc_max_length: int = 200,
                  mask_tokens: int = 0, normalize: bool | None = None, scale: float | None = None,
                  training: Training | None = None, text_field: str = 'text', cache_bytes: int = 1 << 30,
-                 verbose: bool = False, device: str | torch.device | None = None) -> None:
+                 cache_dir: str | os.PathLike | None = None, verbose: bool = False,
+                 device: str | torch.device | None = None) -> None:
         """Load a checkpoint.
 
         Args:
@@ -67,6 +70,8 @@ class LateInteraction(pt.Estimator):
             training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5.
             text_field: Column of the passages' text.
             cache_bytes: Most memory for token vectors of passages seen before, kept in half precision.
+            cache_dir: Where the token vectors of training texts are kept, for other runs with this teacher; they take
+                2 bytes a dimension and token. None keeps them in memory only.
             verbose: Show progress.
             device: None takes a GPU if there is one.
 
@@ -76,7 +81,7 @@ class LateInteraction(pt.Estimator):
         super().__init__()
         self.model_name = str(model_name)
         self.query_max_length, self.doc_max_length, self.mask_tokens = query_max_length, doc_max_length, mask_tokens
-        self.text_field, self.cache_bytes, self.verbose = text_field, cache_bytes, verbose
+        self.text_field, self.cache_bytes, self.cache_dir, self.verbose = text_field, cache_bytes, cache_dir, verbose
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                   device=self.device)
@@ -103,15 +108,28 @@ class LateInteraction(pt.Estimator):
 
     def score_matrix(self, queries: list[str], docs: list[str]) -> torch.Tensor:
         """float32[B, P], every query against every passage, without gradients."""
-        query, query_lengths = self._cached(queries, 'query')
-        doc, doc_lengths = self._cached(docs, 'doc')
-        return (self.scale * maxsim(query.to(self.device), query_lengths.to(self.device), doc.to(self.device),
-                                    doc_lengths.to(self.device))).cpu()
+        return self._maxsim(self._cached(queries, 'query'), self._cached(docs, 'doc'))
+
+    def _maxsim(self, query: _Ragged, docs: _Ragged) -> torch.Tensor:
+        return (self.scale * maxsim(*(part.to(self.device) for part in (*query, *docs)))).cpu()
 
     def bind(self, queries: TextStore, docs: TextStore, cache_dir: Path | None = None,
              ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
         """The scorer of a run's texts by row: (query rows, document rows) → float32[B, P]."""
-        return lambda query_rows, doc_rows: self.score_matrix(queries.take(query_rows), docs.take(doc_rows))
+        if self.cache_dir is None:
+            return lambda query_rows, doc_rows: self.score_matrix(queries.take(query_rows), docs.take(doc_rows))
+        query_vectors, doc_vectors = self._on_disk(queries, 'query'), self._on_disk(docs, 'doc')
+        return lambda query_rows, doc_rows: self._maxsim(query_vectors.take(query_rows), doc_vectors.take(doc_rows))
+
+    def _on_disk(self, texts: TextStore, side: str) -> TokenVectors:
+        lengths = self.tokenise(texts.take(np.arange(len(texts))), side).lengths
+        dim = self.module.encoder.dim if self.module.projection is None else self.module.projection.out_features
+        key = f'{side}-{fingerprint(self.weights_fingerprint, self._key()[1:], texts.fingerprint)}'
+
+        def encode(rows: np.ndarray) -> list[torch.Tensor]:
+            vectors, lengths = self._cached(texts.take(rows), side)
+            return list(vectors.split(lengths.tolist()))
+        return TokenVectors(Path(self.cache_dir) / key, lengths, dim, encode, key)
 
     def tokenise(self, texts: list[str], side: str) -> Tokens:
         """Tokens of texts; queries get their [MASK] tokens."""
@@ -176,8 +194,12 @@ class LateInteraction(pt.Estimator):
     def weights_changed(self) -> None:
         """Forget cached vectors and take a name that no other weights have."""
         self._cache = _VectorCache(self.cache_bytes)
-        digest = fingerprint(*(value.detach().cpu().numpy() for _, value in sorted(self.module.state_dict().items())))
-        self.model_name = f'{self.model_name.partition("#")[0]}#trained-{digest[:8]}'
+        self.model_name = f'{self.model_name.partition("#")[0]}#trained-{self.weights_fingerprint[:8]}'
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """A hash of the weights."""
+        return fingerprint(*(value.detach().cpu().numpy() for _, value in sorted(self.module.state_dict().items())))
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a ColBERT checkpoint that `LateInteraction(path)` reads.
