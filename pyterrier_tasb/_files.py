@@ -99,10 +99,19 @@ def fingerprint(*parts: Any) -> str:  # noqa: ANN401
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            blob = f'{part.dtype.str}{part.shape}'.encode() + np.ascontiguousarray(part).tobytes()
+            blob = array_fingerprint(part).encode()
         elif isinstance(part, bytes):
             blob = part
         else:
             blob = json.dumps(part, sort_keys=True, default=str).encode()
         digest.update(len(blob).to_bytes(8, 'little') + blob)
+    return digest.hexdigest()[:16]
+
+
+def array_fingerprint(array: np.ndarray) -> str:
+    """A short hash of an array, which may be a memory map: it is read in pieces."""
+    digest = hashlib.sha256(f'{array.dtype.str}{array.shape}'.encode())
+    flat = array.reshape(-1)
+    for start in range(0, len(flat), 1 << 22):
+        digest.update(np.ascontiguousarray(flat[start:start + (1 << 22)]).data)
     return digest.hexdigest()[:16]

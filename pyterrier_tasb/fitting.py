@@ -17,9 +17,17 @@ from ._files import fingerprint, read_json, write_json
 from .encoding import TokenStore
 from .encoding.gradcache import cached_forward
 from .pairs import ScoredPairs, checks
-from .pairs.examples import CandidateSource, Examples, doc_store, frame_fingerprint, prepare, query_store
+from .pairs.examples import (
+    CandidateSource,
+    Examples,
+    doc_store,
+    frame_fingerprint,
+    prepare,
+    query_store,
+    text_loader,
+)
 from .sampling import BatchPlan, QueryClusters
-from .teachers import bind_in_batch_teacher, CachedScorer
+from .teachers import CachedScorer, bind_in_batch_teacher
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import calibrate, student_scores, transform_of
 from .training.dual import dual_loss
@@ -54,16 +62,20 @@ class Fit:
         if pairs is not None:
             return self._given_pairs(topics_or_res, pairs)
         student, training = self.student, self.training
-        teacher = student.pairwise_teacher if self._scores_needed else None
-        if teacher is not None:
-            teacher = CachedScorer(teacher, self.folder / f'teacher-scores-{fingerprint(repr(teacher))[:8]}')
         examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
-                           teacher=teacher, text_field=student.text_field, scores_needed=self._scores_needed,
+                           teacher=self._pairwise_teacher(), text_field=student.text_field, scores_needed=self._scores_needed,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
                            claim=self._claim)
         self.report['dropped'] = examples.dropped
         self._check_size(examples.pairs)
         return examples
+
+    def _pairwise_teacher(self) -> pt.Transformer | None:
+        """The pairwise teacher behind a cache; None where scores arrive with the candidates, or none is read."""
+        teacher = self.student.pairwise_teacher if self._scores_needed else None
+        if teacher is None:
+            return None
+        return CachedScorer(teacher, self.folder / f'teacher-scores-{fingerprint(repr(teacher))[:8]}')
 
     @property
     def _scores_needed(self) -> bool:
@@ -71,6 +83,10 @@ class Fit:
 
     def _given_pairs(self, topics: pd.DataFrame | None, pairs: ScoredPairs | Iterable) -> Examples:
         student = self.student
+        if isinstance(pairs, ScoredPairs) and pairs.queries is not None:   # made from a text form: texts are with them
+            self._claim({'pairs': pairs.fingerprint})
+            self._check_size(pairs)
+            return Examples(pairs, pairs.queries, pairs.docs)
         if topics is None:
             raise ValueError('pairs= needs the queries\' texts: fit(topics, pairs=…), topics with qid and query')
         topics, results = checks.check_topics_or_results(topics, 'training', student.text_field, context=student)
@@ -79,14 +95,26 @@ class Fit:
         self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
                      'pairs': getattr(pairs, 'fingerprint', 'docpairs')})
         if not isinstance(pairs, ScoredPairs):
-            teacher = student.pairwise_teacher if self._scores_needed else None
-            pairs = ScoredPairs.from_docpairs(pairs, self.folder / 'pairs')
-            if teacher is not None:
-                raise ValueError('docpairs with a pairwise_teacher: score them first, ScoredPairs.from_docpairs(…, '
-                                 'teacher=…)')
+            pairs = self._docpairs(topics, pairs)
         self._check_size(pairs)
         return Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
                         doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+
+    def _docpairs(self, topics: pd.DataFrame, docpairs: Iterable) -> ScoredPairs:
+        path, teacher = self.folder / 'pairs', self._pairwise_teacher()
+        if path.exists():
+            return ScoredPairs(path)
+        if teacher is not None:
+            if self.student.corpus is None:
+                raise ValueError('docpairs with a pairwise_teacher need corpus= for the passages it reads')
+            queries = topics.set_index('qid')['query']
+            teacher = pt.apply.query(lambda row: queries.get(row['qid'], '')) \
+                >> text_loader(self.student.corpus, self.student.text_field) >> teacher
+        pairs = ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
+        if self._scores_needed and not np.any(pairs.margin):
+            raise ValueError('the docpairs carry no margins: give pairwise_teacher=, or train without a teacher, '
+                             "Training(pairwise_loss='ranknet')")
+        return pairs
 
     def _check_size(self, pairs: ScoredPairs) -> None:
         if pairs.n_queries < self.training.batch_size:
@@ -134,7 +162,7 @@ class Fit:
             vectors = self._query_vectors(examples)
             QueryClusters.fit(vectors, self.training.clusters, spherical=self.training.spherical,
                               seed=self.training.seed).save(path)
-        return QueryClusters.load(path)
+        return QueryClusters(path)
 
     def _query_vectors(self, examples: Examples) -> np.ndarray:
         encoder = self.student.cluster_encoder

@@ -167,11 +167,9 @@ class Encoder(torch.nn.Module):
 
     def _checked_kernels(self) -> tuple[str, ...]:
         """The kernels for this device whose states agree with the padded ones."""
-        config = self.model.config
-        if not attention.is_packable(config):
+        if not attention.is_packable(self.model.config):
             return ()
-        tokens = parity.probe(config.vocab_size, self.max_positions, getattr(config, 'sliding_window', None))
-        tokens = tokens.take(np.argsort(tokens.lengths, kind='stable'))
+        tokens = parity.probe(self.model.config, self.max_positions)
         dtype = autocast_dtype(self.amp, self.device)
         example = torch.empty(0, device=self.device, dtype=dtype or self.model.dtype)
         agreeing = []
@@ -179,7 +177,7 @@ class Encoder(torch.nn.Module):
             for name, kernel in KERNELS.items():
                 if not kernel.can(example, 0.0):
                     continue
-                found = parity.difference(lambda: self._packed(tokens, (name,)),  # noqa: B023
+                found = parity.difference(lambda: self._packed(tokens, (name,)),
                                           lambda: self._padded(tokens))
                 if found <= parity.tolerance(dtype):
                     agreeing.append(name)

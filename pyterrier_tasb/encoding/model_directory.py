@@ -98,8 +98,8 @@ def _sentence_transformers_modules(path: Path) -> tuple[Path, str, bool]:
         elif kind == 'Normalize':
             normalize = True
         else:
-            raise ValueError(f'{path}/modules.json asks for a {kind} layer; only Transformer, Pooling (cls or mean) and '
-                             'Normalize can be used here')
+            raise ValueError(f'{path}/modules.json asks for a {kind} layer; only Transformer, Pooling (cls or mean) '
+                             'and Normalize can be used here')
     _warn_of_prompts(path)
     return inner, pooling, normalize
 
@@ -167,13 +167,12 @@ def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
 def _tokenizer(path: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     files = {file.name for file in path.iterdir()}
     if not files & set(_TOKENIZER_FILES):
-        raise ValueError(f'{path} has no tokenizer (none of {", ".join(_TOKENIZER_FILES)}): save the model\'s tokenizer '
+        raise ValueError(f'{path} has no tokenizer (none of {", ".join(_TOKENIZER_FILES)}): save the one of the model '
                          'into it')
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ValueError(f'the tokenizer in {path} cannot be loaded: {type(error).__name__}: {error}') from error
-    return tokenizer
 
 
 def _some(names: list[str]) -> str:

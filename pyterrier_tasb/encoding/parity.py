@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 from .tokens import Tokens
 
@@ -25,11 +26,13 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def probe(vocabulary: int, most: int, reach: int | None) -> Tokens:
-    """A few random texts of various lengths; one is longer than a local attention's reach."""
-    lengths = [min(length, most) for length in (*_LENGTHS, *([reach + 9] if reach else []))]
+def probe(config: PretrainedConfig, most: int) -> Tokens:
+    """A few random texts of various lengths, of at most `most` tokens; one is longer than a local attention's reach."""
+    reach = getattr(config, 'sliding_window', None)
+    lengths = sorted(min(length, most) for length in (*_LENGTHS, *([reach + 9] if reach else [])))
+    words = np.setdiff1d(np.arange(config.vocab_size), [config.pad_token_id or 0])   # padding counts for positions
     rng = np.random.Generator(np.random.Philox(key=[0, 0]))
-    return Tokens.from_lists([rng.integers(0, vocabulary, length).tolist() for length in lengths])
+    return Tokens.from_lists([rng.choice(words, length).tolist() for length in lengths])
 
 
 @torch.no_grad()

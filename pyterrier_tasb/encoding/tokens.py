@@ -107,9 +107,10 @@ def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_lengt
     if not texts:
         return Tokens.from_lists([])
     tokens = Tokens.from_lists(_ids(tokenizer, texts, max_length))
-    if not tokens.lengths.all():
-        raise ValueError(f'text {int(np.argmin(tokens.lengths))} ({texts[int(np.argmin(tokens.lengths))]!r:.60}) has no '
-                         'tokens, not even special ones: this tokenizer is not one of an encoder')
+    shortest = int(np.argmin(tokens.lengths))
+    if tokens.lengths[shortest] == 0:
+        raise ValueError(f'text {shortest} ({texts[shortest]!r:.60}) has no tokens, not even special ones: this '
+                         'tokenizer is not one of an encoder')
     _check_known(tokenizer, tokens)
     return tokens
 

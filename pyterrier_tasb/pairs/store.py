@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_dir, fingerprint, read_json, write_json
-from ..texts import StringArray
+from .._files import array_fingerprint, atomic_dir, fingerprint, read_json, write_json
+from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
 
@@ -39,6 +39,8 @@ class ScoredPairs(pt.Artifact):
         self.docnos: Sequence[str] = StringArray(folder / 'docnos')
         for name in _ARRAYS:
             setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
+        self.queries = TextStore(folder / 'queries') if (folder / 'queries').exists() else None
+        self.docs = TextStore(folder / 'docs') if (folder / 'docs').exists() else None
         if self.indptr[-1] != len(self.margin) or len(self.indptr) != len(self.qids) + 1:
             raise ValueError(f'{folder} is damaged: its arrays do not fit together; delete it and build it again')
 
@@ -74,18 +76,16 @@ class ScoredPairs(pt.Artifact):
         arrays = {name: values.astype(_ARRAYS[name]) for name, values in arrays.items()}
         if path is None:
             pairs = cls.__new__(cls)
-            pairs.qids, pairs.docnos = list(qids), list(docnos)
+            pairs.qids, pairs.docnos, pairs.queries, pairs.docs = list(qids), list(docnos), None, None
             pairs.__dict__.update(arrays)
-            pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *arrays.values())
+            pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *map(array_fingerprint, arrays.values()))
             return pairs
         with atomic_dir(path) as part:
             hashes = [StringArray.write(part / name, map(str, ids)) for name, ids in
                       (('qids', qids), ('docnos', docnos))]
             for name, values in arrays.items():
                 np.save(part / f'{name}.npy', values, allow_pickle=False)
-            write_json(part / 'pt_meta.json', {
-                'type': cls.ARTIFACT_TYPE, 'format': cls.ARTIFACT_FORMAT, 'package_hint': cls.ARTIFACT_PACKAGE_HINT,
-                'fingerprint': fingerprint(hashes, *arrays.values())})
+            write_meta(part, hashes)
         return cls(path)
 
     @classmethod
@@ -101,6 +101,26 @@ class ScoredPairs(pt.Artifact):
         """Pairs of a pipeline's results, chunk by chunk; see :func:`pyterrier_tasb.pairs.pipeline.from_pipeline`."""
         from .pipeline import from_pipeline
         return from_pipeline(pipeline, topics, qrels, path, **options)
+
+    @classmethod
+    def from_teacher_file(cls, file: str | os.PathLike, path: str | os.PathLike, **options: Any,  # noqa: ANN401
+                          ) -> ScoredPairs:
+        """Pairs of a published score file; see :func:`pyterrier_tasb.pairs.teacher_file.from_teacher_file`."""
+        from .teacher_file import from_teacher_file
+        return from_teacher_file(file, path, **options)
+
+    @classmethod
+    def from_text_file(cls, file: str | os.PathLike, path: str | os.PathLike) -> ScoredPairs:
+        """Pairs and texts of a score file's text form; see :func:`pyterrier_tasb.pairs.teacher_file.from_text_file`."""
+        from .teacher_file import from_text_file
+        return from_text_file(file, path)
+
+    @classmethod
+    def from_docpairs(cls, docpairs: Iterable[Any], path: str | os.PathLike | None = None,
+                      **options: Any) -> ScoredPairs:  # noqa: ANN401
+        """Pairs as ir_datasets has them; see :func:`pyterrier_tasb.pairs.docpairs.from_docpairs`."""
+        from .docpairs import from_docpairs
+        return from_docpairs(docpairs, path, **options)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -119,3 +139,17 @@ class ScoredPairs(pt.Artifact):
 
     def __repr__(self) -> str:
         return f'ScoredPairs({len(self):,} pairs of {self.n_queries:,} queries)'
+
+
+def write_meta(part: Path, hashes: Sequence[str]) -> None:
+    """Complete a directory of arrays and ids with what makes it an artifact.
+
+    Args:
+        part: The directory.
+        hashes: Of its ids.
+    """
+    arrays = (np.load(part / f'{name}.npy', mmap_mode='r', allow_pickle=False) for name in _ARRAYS)
+    write_json(part / 'pt_meta.json', {
+        'type': ScoredPairs.ARTIFACT_TYPE, 'format': ScoredPairs.ARTIFACT_FORMAT,
+        'package_hint': ScoredPairs.ARTIFACT_PACKAGE_HINT,
+        'fingerprint': fingerprint(list(hashes), *map(array_fingerprint, arrays))})

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyterrier as pt
 
 from .._files import atomic_dir, atomic_file, fingerprint, read_json, write_json
 
@@ -18,27 +19,54 @@ def default_k(n_queries: int) -> int:
     return max(1, round(n_queries / _QUERIES_PER_CLUSTER))
 
 
-class QueryClusters:
+class QueryClusters(pt.Artifact):
     """Which cluster each training query belongs to.
 
     Args:
-        assignment: int32[Q], the cluster of query row i; −1 where it has none.
-        centroids: float32[k, D], or None where they are not known.
-        n_clusters: k; None takes the largest cluster in `assignment`.
+        path: A directory that :meth:`fit`, :meth:`from_assignment`, :meth:`read_text` or :meth:`save` made.
 
     Raises:
-        ValueError: A cluster number is out of range, or no query has a cluster.
+        ValueError: There are no clusters at `path`, or a file is damaged.
     """
 
-    ARTIFACT_TYPE, ARTIFACT_FORMAT = 'query_clusters', 'np'
+    ARTIFACT_TYPE, ARTIFACT_FORMAT, ARTIFACT_PACKAGE_HINT = 'query_clusters', 'np', 'pyterrier-tasb'
 
-    def __init__(self, assignment: np.ndarray, centroids: np.ndarray | None = None,
-                 n_clusters: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(str(path))
+        folder = Path(path)
+        if not (folder / 'pt_meta.json').exists():
+            raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors).save(path), or read_text(…), '
+                             'makes them')
+        meta, centroids = read_json(folder / 'pt_meta.json'), folder / 'centroids.npy'
+        self._set(np.load(folder / 'assignment.npy', allow_pickle=False),
+                  np.load(centroids, allow_pickle=False) if centroids.exists() else None, meta['n_clusters'])
+        if self.fingerprint != meta['fingerprint']:
+            raise ValueError(f'{folder} is damaged: its assignment is not the one that was written; delete it and '
+                             'cluster again')
+
+    @classmethod
+    def from_assignment(cls, assignment: np.ndarray, centroids: np.ndarray | None = None,
+                        n_clusters: int | None = None) -> QueryClusters:
+        """Clusters that are known already, in memory; :meth:`save` writes them.
+
+        Args:
+            assignment: int[Q], the cluster of query row i; −1 where it has none.
+            centroids: float32[k, D], or None where they are not known.
+            n_clusters: k; None takes the largest cluster in `assignment`.
+
+        Raises:
+            ValueError: A cluster number is out of range, or no query has a cluster.
+        """
+        clusters = cls.__new__(cls)
+        clusters._set(assignment, centroids, n_clusters)
+        return clusters
+
+    def _set(self, assignment: np.ndarray, centroids: np.ndarray | None, n_clusters: int | None) -> None:
         self.assignment = np.asarray(assignment, dtype=np.int32)
         self.centroids = centroids
         if self.assignment.ndim != 1 or not (self.assignment >= 0).any():
             raise ValueError('no query has a cluster')
-        self.n_clusters = int(self.assignment.max()) + 1 if n_clusters is None else n_clusters
+        self.n_clusters = int(self.assignment.max()) + 1 if n_clusters is None else int(n_clusters)
         if self.assignment.min() < -1 or self.assignment.max() >= self.n_clusters:
             raise ValueError(f'clusters are numbered {self.assignment.min()} to {self.assignment.max()}: '
                              f'expected 0 to {self.n_clusters - 1}, or -1 for none')
@@ -91,10 +119,13 @@ class QueryClusters:
                               min_points_per_centroid=1, verbose=False)
         kmeans.train(vectors)
         _, nearest = kmeans.index.search(vectors, 1)
-        return cls(nearest[:, 0], kmeans.centroids, k)
+        return cls.from_assignment(nearest[:, 0], kmeans.centroids, k)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write a directory that :meth:`load` and `pt.Artifact.load` read.
+    def save(self, path: str | os.PathLike) -> QueryClusters:
+        """Write a directory that `QueryClusters(path)` and `pt.Artifact.load(path)` read.
+
+        Returns:
+            The clusters at `path`.
 
         Raises:
             FileExistsError: `path` is there already.
@@ -103,17 +134,10 @@ class QueryClusters:
             np.save(part / 'assignment.npy', self.assignment, allow_pickle=False)
             if self.centroids is not None:
                 np.save(part / 'centroids.npy', self.centroids, allow_pickle=False)
-            write_json(part / 'pt_meta.json', {'type': self.ARTIFACT_TYPE, 'format': self.ARTIFACT_FORMAT,
-                                               'package_hint': 'pyterrier-tasb', 'n_clusters': self.n_clusters})
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> QueryClusters:
-        """Read what :meth:`save` wrote."""
-        path = Path(path)
-        meta = read_json(path / 'pt_meta.json')
-        centroids = path / 'centroids.npy'
-        return cls(np.load(path / 'assignment.npy', allow_pickle=False),
-                   np.load(centroids, allow_pickle=False) if centroids.exists() else None, meta['n_clusters'])
+            write_json(part / 'pt_meta.json', {
+                'type': self.ARTIFACT_TYPE, 'format': self.ARTIFACT_FORMAT, 'package_hint': self.ARTIFACT_PACKAGE_HINT,
+                'n_clusters': self.n_clusters, 'fingerprint': self.fingerprint})
+        return type(self)(path)
 
     @classmethod
     def read_text(cls, path: str | os.PathLike, qids: Sequence[str]) -> QueryClusters:
@@ -147,7 +171,7 @@ class QueryClusters:
         if unknown or without:
             warnings.warn(f'{path}: {unknown} query ids are no training queries, {without} training queries are in '
                           'no cluster and are never drawn', stacklevel=2)
-        return cls(assignment, n_clusters=cluster)
+        return cls.from_assignment(assignment, n_clusters=cluster)
 
     def write_text(self, path: str | os.PathLike, qids: Sequence[str]) -> None:
         """Write the published format."""

@@ -1,0 +1,277 @@
+"""Published teacher scores → pairs: five columns a line, millions of lines, in flat memory."""
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+
+from .._files import atomic_dir
+from ..texts import StringArray, TextStore
+from .store import ScoredPairs, write_meta
+
+_BLOCK = 32 << 20          # bytes of text parsed at a time
+_N_BUCKETS = 64            # temporary files that queries are spread over: one is sorted in memory at a time
+_MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings, in dictionaries
+_ROW = np.dtype([('query', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
+_COLUMNS = ('pos_score', 'neg_score', 'query_id', 'pos_pid', 'neg_pid')
+
+
+class _NotNumbers(Exception):
+    """Ids that numbers would not give back."""
+
+
+def from_teacher_file(file: str | os.PathLike, path: str | os.PathLike, *, n_threads: int = 2) -> ScoredPairs:
+    """Pairs of a published teacher file: pos_score, neg_score, query_id, pos_pid, neg_pid.
+
+    Columns are separated by any white space; the file may be gzip. Ids that are numbers cost four bytes each, and
+    40 million lines less than 1 GB; other ids are kept in dictionaries while the file is read.
+
+    Args:
+        file: The teacher file.
+        path: Where the pairs go; query rows are in an order of their own, see `ScoredPairs.qids`.
+        n_threads: Blocks that are parsed at a time.
+
+    Raises:
+        ValueError: A line is malformed or a score no finite number; the message names file and line.
+    """
+    if Path(path).exists():
+        raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
+    try:
+        return _from_numbers(file, path, n_threads)
+    except _NotNumbers:
+        return _from_strings(file, path)
+
+
+def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPairs:
+    """Pairs of a teacher file in text form: pos_score, neg_score, query, pos_text, neg_text, separated by tabs.
+
+    Equal texts are one query or passage; they get the ids q0, q1, … and d0, d1, …, and are kept with the pairs as
+    `queries` and `docs`.
+
+    Args:
+        file: The teacher file, plain or gzip.
+        path: Where the pairs go.
+
+    Raises:
+        ValueError: A line is malformed; the message names file and line.
+    """
+    queries: dict[str, int] = {}
+    docs: dict[str, int] = {}
+    rows = []
+    for number, line in enumerate(_text_lines(file), 1):
+        fields = line.rstrip('\r\n').split('\t')
+        if len(fields) != 5:
+            raise ValueError(f'{file}, line {number}: {len(fields)} columns, expected 5 separated by tabs: pos_score, '
+                             'neg_score, query, pos_text, neg_text')
+        margin = _margin(file, number, fields)
+        rows.append((queries.setdefault(fields[2], len(queries)), docs.setdefault(fields[3], len(docs)),
+                     docs.setdefault(fields[4], len(docs)), margin))
+    table = _table(file, rows)
+    with atomic_dir(path) as part:
+        part.rmdir()
+        ScoredPairs.from_arrays(part, [f'q{i}' for i in range(len(queries))], [f'd{i}' for i in range(len(docs))],
+                                table['query'], table['pos'], table['neg'], table['margin'])
+        TextStore.build(part / 'queries', ((f'q{i}', text) for i, text in enumerate(queries)))
+        TextStore.build(part / 'docs', ((f'd{i}', text) for i, text in enumerate(docs)))
+    return ScoredPairs(path)
+
+
+# ---- ids that are numbers ----------------------------------------------------------------------------------------
+
+def _from_numbers(file: str | os.PathLike, path: str | os.PathLike, n_threads: int) -> ScoredPairs:
+    seen_queries, seen_docs, n = np.zeros(0, dtype=bool), np.zeros(0, dtype=bool), 0
+    with atomic_dir(path) as part, tempfile.TemporaryDirectory(dir=part) as folder:
+        buckets = [open(Path(folder) / str(i), 'wb', buffering=1 << 20) for i in range(_N_BUCKETS)]
+        try:
+            for rows in _parsed(file, n_threads):
+                seen_queries = _mark(seen_queries, rows['query'])
+                seen_docs = _mark(_mark(seen_docs, rows['pos']), rows['neg'])
+                which = rows['query'] % _N_BUCKETS
+                order = np.argsort(which, kind='stable')
+                ends = np.cumsum(np.bincount(which, minlength=_N_BUCKETS))
+                for bucket, some in zip(buckets, np.split(rows[order], ends[:-1]), strict=True):
+                    bucket.write(some.tobytes())
+                n += len(rows)
+        finally:
+            for bucket in buckets:
+                bucket.close()
+        if not n:
+            raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
+        doc_row = np.cumsum(seen_docs, dtype=np.uint32) - np.uint32(1)   # row of each number among those seen
+        qids = np.flatnonzero(seen_queries)
+        qids = qids[np.lexsort((qids, qids % _N_BUCKETS))]
+        _write_sorted(part, [Path(folder) / str(i) for i in range(_N_BUCKETS)], doc_row, len(qids), n)
+        hashes = [StringArray.write(part / 'qids', map(str, qids.tolist())),
+                  StringArray.write(part / 'docnos', map(str, np.flatnonzero(seen_docs).tolist()))]
+        write_meta(part, hashes)
+    return ScoredPairs(path)
+
+
+def _mark(seen: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    most = int(ids.max()) + 1
+    if most > len(seen):
+        seen = np.concatenate([seen, np.zeros(max(most, 2 * len(seen)) - len(seen), dtype=bool)])
+    seen[ids] = True
+    return seen
+
+
+def _write_sorted(part: Path, buckets: list[Path], doc_row: np.ndarray, n_queries: int, n: int) -> None:
+    """A bucket after the other: sort by (query, margin, pos, neg) and append to the arrays."""
+    sizes = []
+    with _npy(part / 'pos.npy', 'uint32', n) as pos, _npy(part / 'neg.npy', 'uint32', n) as neg, \
+            _npy(part / 'margin.npy', 'float32', n) as margin:
+        for bucket in buckets:
+            rows = np.fromfile(bucket, dtype=_ROW)
+            bucket.unlink()
+            rows['pos'], rows['neg'] = doc_row[rows['pos']], doc_row[rows['neg']]
+            rows = rows[np.lexsort((rows['neg'], rows['pos'], rows['margin'], rows['query']))]
+            sizes.append(np.unique(rows['query'], return_counts=True)[1])
+            for out, name in ((pos, 'pos'), (neg, 'neg'), (margin, 'margin')):
+                out.write(np.ascontiguousarray(rows[name]).tobytes())
+    indptr = np.zeros(n_queries + 1, dtype=np.int64)
+    np.cumsum(np.concatenate(sizes), out=indptr[1:])
+    np.save(part / 'indptr.npy', indptr, allow_pickle=False)
+
+
+def _npy(path: Path, dtype: str, n: int) -> BinaryIO:
+    """A .npy file of `n` values whose bytes are still to be written."""
+    out = open(path, 'wb')
+    header = {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (n,)}
+    np.lib.format.write_array_header_1_0(out, header)
+    return out
+
+
+def _parsed(file: str | os.PathLike, n_threads: int) -> Iterator[np.ndarray]:
+    """Rows of the file, a block at a time, in order."""
+    def parse(block: tuple[int, bytes]) -> np.ndarray:
+        return _parse(file, *block)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        waiting: deque = deque()
+        for block in _blocks(file):
+            waiting.append(pool.submit(parse, block))
+            if len(waiting) > n_threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _blocks(file: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """(number of the first line, whole lines)."""
+    size = os.path.getsize(file)
+    with open(file, 'rb') as raw, pt.tqdm(total=size, desc=f'reading {Path(file).name}', unit='B', unit_scale=True,
+                                          disable=size < _BLOCK) as bar:
+        stream = gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw
+        number, rest = 1, b''
+        while True:
+            try:
+                data = stream.read(_BLOCK)
+            except (EOFError, OSError) as error:
+                raise ValueError(f'{file}, after line {number}: the gzip file is cut off or damaged ({error}): fetch it '
+                                 'again') from error
+            bar.update(raw.tell() - bar.n)
+            block = rest + data
+            if number == 1:
+                block = block.removeprefix(b'\xef\xbb\xbf')
+            end = block.rfind(b'\n') + 1 if data else len(block)
+            block, rest = block[:end], block[end:]
+            if block.strip():
+                yield number, block
+            number += block.count(b'\n')
+            if not data:
+                return
+
+
+def _is_gzip(raw: BinaryIO) -> bool:
+    start = raw.read(2)
+    raw.seek(0)
+    return start == b'\x1f\x8b'
+
+
+def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
+    try:
+        frame = pd.read_csv(io.BytesIO(block), sep=r'\s+', header=None, engine='c', quoting=3, na_filter=False)
+    except (pd.errors.ParserError, UnicodeDecodeError):
+        frame = None
+    if frame is None or frame.shape[1] != 5 or any(frame[i].dtype.kind not in 'fi' for i in (0, 1)):
+        _find_bad_line(file, number, block)
+        raise _NotNumbers
+    ids = [frame[i].to_numpy() for i in (2, 3, 4)]
+    margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
+    if not np.isfinite(margin).all():
+        _find_bad_line(file, number, block)
+    if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _has_leading_zeros(block):
+        _find_bad_line(file, number, block)
+        raise _NotNumbers
+    rows = np.empty(len(frame), dtype=_ROW)
+    rows['query'], rows['pos'], rows['neg'], rows['margin'] = *ids, margin
+    return rows
+
+
+def _has_leading_zeros(block: bytes) -> bool:
+    return any(space + b'0' + digit in block for space in (b'\t', b' ') for digit in (b'0', b'1', b'2', b'3', b'4', b'5',
+                                                                                     b'6', b'7', b'8', b'9'))
+
+
+def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:
+    """Raise for the first line that is no row of five with finite scores, if there is one."""
+    for at, line in enumerate(block.decode('utf-8', 'replace').split('\n')[:block.count(b'\n') + 1], number):
+        if line.strip():
+            _fields(file, at, line)
+
+
+# ---- ids that are strings ----------------------------------------------------------------------------------------
+
+def _from_strings(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPairs:
+    queries: dict[str, int] = {}
+    docs: dict[str, int] = {}
+    rows = []
+    for number, line in enumerate(_text_lines(file), 1):
+        if not line.strip():
+            continue
+        fields = _fields(file, number, line)
+        rows.append((queries.setdefault(fields[2], len(queries)), docs.setdefault(fields[3], len(docs)),
+                     docs.setdefault(fields[4], len(docs)), _margin(file, number, fields)))
+    table = _table(file, rows)
+    return ScoredPairs.from_arrays(path, list(queries), list(docs), table['query'], table['pos'], table['neg'],
+                                   table['margin'])
+
+
+def _text_lines(file: str | os.PathLike) -> Iterable[str]:
+    for _, block in _blocks(file):
+        yield from io.StringIO(block.decode('utf-8', 'replace'), newline='\n')
+
+
+def _fields(file: str | os.PathLike, number: int, line: str) -> list[str]:
+    fields = line.split()
+    if len(fields) != 5:
+        raise ValueError(f'{file}, line {number}: {len(fields)} columns, expected 5: {", ".join(_COLUMNS)}')
+    _margin(file, number, fields)
+    return fields
+
+
+def _margin(file: str | os.PathLike, number: int, fields: list[str]) -> float:
+    try:
+        margin = float(fields[0]) - float(fields[1])
+    except ValueError as error:
+        raise ValueError(f'{file}, line {number}: the scores are {fields[0]!r} and {fields[1]!r}, expected numbers '
+                         f'(columns {", ".join(_COLUMNS)})') from error
+    if not np.isfinite(margin):
+        raise ValueError(f'{file}, line {number}: the scores are {fields[0]} and {fields[1]}, expected finite numbers')
+    return margin
+
+
+def _table(file: str | os.PathLike, rows: list[tuple[int, int, int, float]]) -> np.ndarray:
+    if not rows:
+        raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
+    return np.array(rows, dtype=_ROW)
