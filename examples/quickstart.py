@@ -6,18 +6,20 @@ README.md and examples/own_collection.py do the same to a collection of your own
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pyterrier_alpha as pta
 from ir_measures import RR, R, nDCG
 
-from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, pydocs
+from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
@@ -28,16 +30,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=60, help='training steps of the student')
     parser.add_argument('--teacher-steps', type=int, default=60, help='training steps of the teacher')
     parser.add_argument('--train-queries', type=int, default=3000, help='training queries, a random sample')
+    parser.add_argument('--dev-queries', type=int, default=100, help='validation queries, a random sample')
     parser.add_argument('--batch-size', type=int, default=32)
-    parser.add_argument('--learning-rate', type=float, default=3e-5)
-    parser.add_argument('--candidates', type=int, default=15, help='candidates a miner gives to each training query')
+    parser.add_argument('--learning-rate', type=float, default=5e-5)
+    parser.add_argument('--candidates', type=int, default=10, help='candidates a miner gives to each training query')
     parser.add_argument('--max-words', type=int, default=32, help='words of a passage, for every system alike')
-    parser.add_argument('--packages', nargs='*', default=None, help='packages to read; default: see pydocs')
-    parser.add_argument('--engine', default='auto', help='BM25 engine: terrier, pisa or auto')
+    parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES, help='packages to read')
+    parser.add_argument('--engine', default='auto', choices=['auto', 'terrier', 'pisa'], help='of BM25')
     parser.add_argument('--doc2query', default='macavaney/doc2query-t5-base-msmarco', help='checkpoint or directory')
     parser.add_argument('--monot5', default='castorini/monot5-base-msmarco', help='checkpoint or directory')
     parser.add_argument('--seed', type=int, default=42)
-    parser.add_argument('--out', type=Path, default=Path('runs/quickstart'), help='indexes, models, table, figures')
+    parser.add_argument('--out', type=Path, default=Path('runs/quickstart'), help='indexes, model, table, figures')
     return parser.parse_args()
 
 
@@ -50,13 +53,13 @@ def step(name: str):  # noqa: ANN201
     print(f'   {time.perf_counter() - start:.0f} s', flush=True)
 
 
-def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, systems: dict) -> dict:
+def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, dense: pt.Transformer, work: Path) -> dict:
     """docT5query and monoT5 rows where their checkpoints can be loaded; else a line that says what was missing."""
     found = {}
     try:
         from pyterrier_doc2query import Doc2Query
         expansion = Doc2Query(args.doc2query, append=True, fast_tokenizer=True, verbose=True)
-        expanded = bm25(data.get_corpus_iter(), args.out / 'doct5query', engine=args.engine, name='docT5query',
+        expanded = bm25(data.get_corpus_iter(), work / 'doct5query', engine=args.engine, name='docT5query',
                         expansion=expansion)
         found[expanded.label] = expanded.retriever
     except (OSError, ImportError, ValueError) as error:
@@ -64,7 +67,6 @@ def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, systems: dic
     try:
         from pyterrier_t5 import MonoT5ReRanker
         mono = MonoT5ReRanker(tok_model=args.monot5, model=args.monot5, verbose=False)
-        dense = systems['TAS-Balanced']
         found['TAS-Balanced % 100 >> monoT5'] = (dense % 100 >> mono).compile()
     except (OSError, ImportError, ValueError) as error:
         print(f'no monoT5 row: {args.monot5} could not be loaded ({first_line(error)}); --monot5 PATH')
@@ -72,23 +74,43 @@ def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, systems: dic
 
 
 def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return lines[0][:100] if lines else type(error).__name__
+
+
+def sample(topics: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
+    return topics.sample(min(n, len(topics)), random_state=seed)
+
+
+def draw(out: Path, student: TasBalanced, batches: tuple, results: dict, qrels: pd.DataFrame) -> None:
+    """The four figures."""
+    out.mkdir(parents=True, exist_ok=True)
+    plan, queries, _ = batches
+    texts = queries.take(np.arange(len(queries)))
+    vectors = TasBalanced(minilm()).encode_queries(texts)
+    for name, figure in {
+        'recall': plots.recall(results, qrels),
+        'margins': plots.margins(plan),
+        'learning_curve': plots.learning_curve(student.record),
+        'clusters': plots.clusters(plan.clusters, vectors, texts),
+    }.items():
+        figure.savefig(out / f'{name}.png')
+    print(f'recall, margins, learning_curve and clusters are in {out}')
 
 
 def main() -> None:
     args = arguments()
     start = time.perf_counter()
-    args.out.mkdir(parents=True, exist_ok=True)
 
     with step('reading the documentation of the installed packages'):
-        data = pydocs.load(**({} if args.packages is None else {'packages': args.packages}), max_words=args.max_words)
+        data = pydocs.load(args.packages, max_words=args.max_words)
         print(data.report())
-        train, dev, test = (data.get_topics(split) for split in ('train', 'dev', 'test'))
-        train = train.sample(min(args.train_queries, len(train)), random_state=args.seed)
-        text = data.text_loader('text')
+        train, dev = sample(data.get_topics('train'), args.train_queries, args.seed), data.get_topics('dev')
+        dev, test, text = sample(dev, args.dev_queries, args.seed), data.get_topics('test'), data.text_loader('text')
+    work = args.out / 'work' / f'{data.fingerprint}-{args.seed}-{args.train_queries}-{args.candidates}'
 
     with step('BM25'):
-        sparse = bm25(data.get_corpus_iter(), args.out / 'bm25', engine=args.engine)
+        sparse = bm25(data.get_corpus_iter(), work / 'bm25', engine=args.engine)
         print(sparse.label)
 
     with step('the untrained encoder: index and search'):
@@ -96,14 +118,13 @@ def main() -> None:
             steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
             positive_bonus=2.0, eval_every=max(1, args.steps // 4)))
         untrained = student.copy()
-        untrained_index = untrained.index(data.get_corpus_iter(), args.out / 'untrained.flex', overwrite=True)
+        untrained_index = untrained.index(data.get_corpus_iter(), work / 'untrained.flex', overwrite=True)
 
     with step('candidates for training: BM25 and the untrained encoder, any pipeline would do'):
-        # retrieve once, use for teacher and student
         few = dict(num_results=args.candidates)
-        miner = (bm25(data.get_corpus_iter(), args.out / 'bm25', engine=args.engine, **few).retriever
-                 | untrained.retriever(untrained_index, **few))
-        train_results, dev_results = (miner >> text)(train), (miner >> text)(dev.head(100))
+        miner = (bm25(data.get_corpus_iter(), work / 'bm25', engine=args.engine, **few).retriever
+                 | untrained.retriever(untrained_index, **few)) >> text
+        train_results, dev_results = miner(train), miner(dev)   # retrieved once, used for teacher and student
         print(f'{len(train_results):,} candidates for {len(train):,} training queries')
 
     with step('the teacher: late interaction, trained on the labels'):
@@ -113,12 +134,13 @@ def main() -> None:
 
     with step('the student: TAS-Balanced, the teacher both pairwise and in the batch'):
         student.pairwise_teacher = student.in_batch_teacher = teacher
-        student.fit(train_results, data.get_qrels('train'), dev_results, data.get_qrels('dev'),
-                    work_dir=args.out / 'work', resume=True)
+        learnt = dict(work_dir=work / f'{args.steps}-steps-{teacher.model_name[-8:]}')
+        batches = student.batch_plan(train_results, data.get_qrels('train'), **learnt)
+        student.fit(train_results, data.get_qrels('train'), dev_results, data.get_qrels('dev'), **learnt, resume=True)
         student.save(args.out / 'model', overwrite=True)
 
     with step('indexing with the trained encoder'):
-        index = student.index(data.get_corpus_iter(), args.out / 'tasb.flex', overwrite=True)
+        index = student.index(data.get_corpus_iter(), work / 'tasb.flex', overwrite=True)
 
     dense = student.retriever(index, text=data)
     systems = {
@@ -127,23 +149,45 @@ def main() -> None:
         'TAS-Balanced': dense,
         'TAS-Balanced + BM25 (RRF)': pta.RRFusion(dense, sparse.retriever),
         **{f'TAS-Balanced, top {k} by teacher': (dense % k >> teacher) ^ dense for k in (10, 50, 100)},
+        **optional_systems(args, data, dense, work),
     }
-    systems |= optional_systems(args, data, systems)
 
     with step(f'pt.Experiment on {len(test):,} test queries'):
+        runs = args.out / 'runs'
+        runs.mkdir(parents=True, exist_ok=True)
         table = pt.Experiment(systems, test, data.get_qrels('test'), [*MEASURES, 'mrt'], baseline=sparse.label,
-                              correction='holm', round=4)
-    table.to_csv(args.out / 'table.csv', index=False)
-    shown = table[['name', *map(str, MEASURES), 'mrt', *(f'{measure} p-value corrected' for measure in MEASURES[:1])]]
-    print(shown.to_string(index=False))
-    print(f'\np-values: against BM25, Holm correction. {platform.machine()}, seed {args.seed}, '
-          + ', '.join(f'{name} {version(name)}' for name in ('pyterrier', 'torch', 'transformers'))
-          + f'; {time.perf_counter() - start:.0f} s in all')
-    print(f"""
-Table and figures are in {args.out}. With a collection of your own (corpus.jsonl, queries.*.tsv, qrels.*.tsv):
+                              correction='holm', round=4, save_dir=str(runs), save_mode='overwrite')
+    write_table(table, args, data, sparse.label, time.perf_counter() - start)
 
-    {Path('.venv/bin/python')} examples/own_collection.py --data YOUR_DIRECTORY --out runs/mine
+    with step('figures'):
+        results = {name: pt.io.read_results(str(runs / f'{name}.res.gz')) for name in systems}
+        draw(args.out / 'figures', student, batches, results, data.get_qrels('test'))
+
+    print(f"""
+{time.perf_counter() - start:.0f} s in all. Table, runs, model and figures are in {args.out}.
+
+With a collection of your own (corpus.jsonl, queries.train.tsv, queries.test.tsv, qrels.train.tsv, qrels.test.tsv):
+
+    .venv/bin/python examples/own_collection.py --data YOUR_DIRECTORY --out runs/mine
 """)
+
+
+def write_table(table: pd.DataFrame, args: argparse.Namespace, data: pydocs.PyDocs, baseline: str,
+                seconds: float) -> None:
+    names = [str(measure) for measure in MEASURES]
+    shown = table[['name', *names, 'mrt']].rename(columns={'mrt': 'ms/query'}).round({'ms/query': 1})
+    for name in (names[0], names[-1]):
+        shown[f'p {name}'] = table[f'{name} p-value corrected'].map(lambda p: '' if pd.isna(p) else f'{p:.2g}')
+    print(shown.to_string(index=False))
+    versions = ', '.join(f'{name} {version(name)}' for name in ('pyterrier-tasb', 'pyterrier', 'torch', 'transformers'))
+    lines = [f'| {" | ".join(shown.columns)} |', '|---|' + '---:|' * (len(shown.columns) - 1),
+             *(f'| {" | ".join(map(str, row))} |' for row in shown.values.tolist()), '',
+             f'p: paired t-test against {baseline}, Holm correction. `make quickstart`, {seconds:.0f} s on '
+             f'{platform.machine()} with {os.cpu_count()} cores, seed {args.seed}; Python {platform.python_version()}, '
+             f'{versions}.', '', *(f'> {line}' for line in data.report().splitlines()), '']
+    (args.out / 'table.md').write_text('\n'.join(lines))
+    table.to_csv(args.out / 'table.csv', index=False)
+    print(f'\np: paired t-test against {baseline}, Holm correction; seed {args.seed}, {versions}')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, fingerprints of what made them, and a lock on a work directory."""
+"""Files that appear whole or not at all, fingerprints of what made them, and directories that one run owns."""
 import hashlib
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 
 def _sync(path: Path) -> None:
@@ -115,3 +116,63 @@ def array_fingerprint(array: np.ndarray) -> str:
     for start in range(0, len(flat), 1 << 22):
         digest.update(np.ascontiguousarray(flat[start:start + (1 << 22)]).data)
     return digest.hexdigest()[:16]
+
+
+def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any]) -> None:
+    """Write what a directory is for into `folder/run.json`, or compare with what is there.
+
+    Args:
+        folder: The directory; made when it is not there.
+        what: What it holds, for messages.
+        ours: JSON values that its contents depend on.
+
+    Raises:
+        ValueError: The directory was made for something else; the message names each difference.
+    """
+    path = Path(folder) / 'run.json'
+    ours = json.loads(json.dumps(ours, default=str))
+    if not path.exists():
+        write_json(path, ours)
+        return
+    theirs = read_json(path)
+    differing = [f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)'
+                 for name in sorted(set(ours) | set(theirs)) if theirs.get(name) != ours.get(name)]
+    if differing:
+        raise ValueError(f'{folder} holds {what} of another run: {"; ".join(differing)}. Use another directory, or '
+                         'delete this one')
+
+
+@contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes out of a work directory; the lock goes when the process ends, however it ends.
+
+    Raises:
+        ValueError: Another process is working there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / '.lock')
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f'another process is working in {folder}: wait for it, or use another work_dir') from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
+    """The directory of a run, locked; a temporary one where `path` is None.
+
+    The processes of one distributed run share it, under the first one's lock.
+    """
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix='tasb-') as folder:
+            yield Path(folder)
+    elif int(os.environ.get('RANK', 0)):
+        yield Path(path)
+    else:
+        with locked(path):
+            yield Path(path)

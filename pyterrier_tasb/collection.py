@@ -1,12 +1,14 @@
-"""A user's own collection in a simple layout of files, as a PyTerrier data set."""
+"""A user's own collection, from files in a simple layout or from ir_datasets, as a PyTerrier data set with splits."""
 from __future__ import annotations
 
 import gzip
 import json
 import os
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyterrier as pt
@@ -16,7 +18,33 @@ from .texts import TextStore
 SPLITS = ('train', 'dev', 'test')
 
 
-class Collection:
+class _Texts:
+    """What collections have in common: their texts by docno, on disk."""
+
+    _store: TextStore | None = None
+
+    def text_store(self, path: str | os.PathLike) -> TextStore:
+        """The texts by docno, memory-mapped at `path`; built there the first time, and used by `text_loader`."""
+        if not Path(path).exists():
+            TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
+        self._store = TextStore(path)
+        return self._store
+
+    def text_loader(self, fields: str | list[str] = 'text') -> TextLoader:
+        """A transformer that adds the text by docno, from :meth:`text_store` or a temporary one.
+
+        Args:
+            fields: Only 'text' is there.
+        """
+        if set([fields] if isinstance(fields, str) else fields) - {'text', '*'}:
+            raise ValueError(f'fields={fields!r}: {type(self).__name__} has the field text only')
+        if self._store is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix='tasb-texts-')
+            self.text_store(Path(self._temporary.name) / 'texts')
+        return TextLoader(self._store)
+
+
+class Collection(_Texts):
     """`corpus.jsonl[.gz]` (docno, text), `queries.{train,dev,test}.tsv` (qid, text), `qrels.{train,dev,test}.tsv`.
 
     Qrels have four columns (qid, 0, docno, grade), separated by tabs or spaces. A split whose files are absent is
@@ -65,38 +93,70 @@ class Collection:
         rows = rows[rows['qid'].map(keep)].drop(columns='iteration').reset_index(drop=True)
         return rows.astype({'label': int})
 
-    def _source(self, variant: str) -> tuple[str, object]:
-        if variant not in SPLITS:
-            raise ValueError(f'variant={variant!r}: must be one of {", ".join(SPLITS)}')
+    def _source(self, variant: str) -> tuple[str, Callable[[str], bool]]:
+        _check_split(variant)
         if (self.path / 'queries.dev.tsv').exists() or variant == 'test':
-            return variant, lambda qid: True
-        return 'train', (lambda qid: _held_out(qid)) if variant == 'dev' else (lambda qid: not _held_out(qid))
-
-    def text_store(self, path: str | os.PathLike) -> TextStore:
-        """The texts by docno, memory-mapped at `path`; built there the first time."""
-        path = Path(path)
-        if not path.exists():
-            TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
-        return TextStore(path)
-
-    def text_loader(self, fields: str | list[str] = 'text', *, store: str | os.PathLike | None = None) -> TextLoader:
-        """A transformer that adds the text by docno.
-
-        Args:
-            fields: Only 'text' is there.
-            store: Where the texts are kept memory-mapped; None keeps them beside the process, in a temporary place.
-        """
-        if set([fields] if isinstance(fields, str) else fields) - {'text', '*'}:
-            raise ValueError(f'fields={fields!r}: a Collection has the field text only')
-        if store is None:
-            if not hasattr(self, '_temporary'):
-                import tempfile
-                self._temporary = tempfile.TemporaryDirectory(prefix='tasb-texts-')
-            store = Path(self._temporary.name) / 'texts'
-        return TextLoader(self.text_store(store))
+            return variant, _every
+        return 'train', lambda qid: _held_out(qid) == (variant == 'dev')
 
     def __repr__(self) -> str:
         return f'Collection({str(self.path)!r})'
+
+
+class IrdsCollection(_Texts):
+    """Data sets of ir_datasets as train, dev and test.
+
+    Two ids are train and test, three are train, dev and test; the dev split of two is every tenth training query by a
+    hash of its qid. The queries of one id are split by that hash into eight tenths, one and one. Documents are those
+    of the first id; their text is all their text fields.
+
+    Args:
+        *ids: Ids, 'msmarco-passage/train/judged' for example.
+
+    Raises:
+        ValueError: There is no id or more than three.
+    """
+
+    def __init__(self, *ids: str) -> None:
+        if not 1 <= len(ids) <= 3:
+            raise ValueError(f'{len(ids)} ids: give one to split, train and test, or train, dev and test')
+        self.ids = ids
+        self._sets = [pt.get_dataset(f'irds:{i}') for i in ids]
+
+    def get_corpus_iter(self, verbose: bool = False) -> Iterator[dict[str, str]]:
+        """Documents, as dictionaries with docno and text."""
+        for doc in self._sets[0].get_corpus_iter(verbose=verbose):
+            fields = [value for name, value in doc.items() if name not in ('docno', 'url') and isinstance(value, str)]
+            yield {'docno': str(doc['docno']), 'text': ' '.join(field for field in fields if field)}
+
+    def get_topics(self, variant: str = 'test') -> pd.DataFrame:
+        """Queries of a split: qid, query."""
+        source, keep = self._source(variant)
+        topics = source.get_topics()
+        name = next(name for name in ('query', 'text', 'title', *topics.columns) if name in topics and name != 'qid')
+        topics = topics[['qid', name]].rename(columns={name: 'query'}).astype(str)
+        return topics[topics['qid'].map(keep)].reset_index(drop=True)
+
+    def get_qrels(self, variant: str = 'test') -> pd.DataFrame:
+        """Judgements of a split: qid, docno, label."""
+        source, keep = self._source(variant)
+        qrels = source.get_qrels()[['qid', 'docno', 'label']].astype({'qid': str, 'docno': str, 'label': int})
+        return qrels[qrels['qid'].map(keep)].reset_index(drop=True)
+
+    def _source(self, variant: str) -> tuple[Any, Callable[[str], bool]]:  # noqa: ANN401
+        _check_split(variant)
+        first, last = self._sets[0], self._sets[-1]
+        if len(self._sets) == 1:
+            tenths = {'train': range(2, 10), 'dev': range(0, 1), 'test': range(1, 2)}[variant]
+            return first, lambda qid: _tenth(qid) in tenths
+        if variant == 'test':
+            return last, _every
+        if len(self._sets) == 3:
+            return self._sets[variant == 'dev'], _every
+        return first, lambda qid: _held_out(qid) == (variant == 'dev')
+
+    def __repr__(self) -> str:
+        return f'IrdsCollection({", ".join(map(repr, self.ids))})'
 
 
 class TextLoader(pt.Transformer):
@@ -134,8 +194,21 @@ class TextLoader(pt.Transformer):
         return hash(self.texts.fingerprint)
 
 
+def _check_split(variant: str) -> None:
+    if variant not in SPLITS:
+        raise ValueError(f'variant={variant!r}: must be one of {", ".join(SPLITS)}')
+
+
+def _every(qid: str) -> bool:
+    return True
+
+
+def _tenth(qid: str) -> int:
+    return zlib.crc32(qid.encode()) % 10
+
+
 def _held_out(qid: str) -> bool:
-    return zlib.crc32(qid.encode()) % 10 == 0
+    return _tenth(qid) == 0
 
 
 def _read(path: Path, columns: tuple[str, ...], tab_only: bool = False) -> pd.DataFrame:

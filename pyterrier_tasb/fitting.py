@@ -13,7 +13,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from ._files import fingerprint, read_json, write_json
+from ._files import claim, fingerprint
 from .encoding import TokenStore
 from .encoding.gradcache import cached_forward
 from .pairs import ScoredPairs, checks
@@ -177,16 +177,21 @@ class Fit:
 
     # ---- whom to imitate ---------------------------------------------------------------------------------------
 
-    def batches(self, examples: Examples, clusters: QueryClusters | None) -> TrainingBatches:
-        """The plan's batches with both teachers' scores, on the student's scale."""
-        training, pairs = self.training, examples.pairs
-        plan = BatchPlan(pairs, clusters, sampling=training.sampling, batch_size=training.batch_size,
+    def plan(self, examples: Examples, clusters: QueryClusters | None) -> BatchPlan:
+        """Which pairs each step takes."""
+        training = self.training
+        return BatchPlan(examples.pairs, clusters, sampling=training.sampling, batch_size=training.batch_size,
                          clusters_per_batch=training.clusters_per_batch, n_bins=training.n_bins,
                          size_power=training.size_power, seed=training.seed)
+
+    def batches(self, examples: Examples, clusters: QueryClusters | None) -> TrainingBatches:
+        """The plan's batches with both teachers' scores, on the student's scale."""
+        training, pairs, plan = self.training, examples.pairs, self.plan(examples, clusters)
         teacher = None
         if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
-                                            self.folder / 'teacher-vectors', plan)
+                                            self.folder / 'teacher-vectors', plan,
+                                            training.steps * training.accumulation)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
         if training.positive_bonus:
@@ -210,9 +215,6 @@ class Fit:
     def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
-        if checkpoints.exists() and any(checkpoints.iterdir()) and not self.resume:
-            raise ValueError(f'{checkpoints} holds a training run: pass resume=True to go on with it, or use another '
-                             'work_dir')
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
                        desc='TAS-Balanced')
@@ -246,13 +248,4 @@ class Fit:
         ours = {**data, 'student': self.base_name, 'lengths': list(student.max_length),
                 'in_batch_teacher': repr(student.in_batch_teacher),
                 **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
-        path = self.folder / 'run.json'
-        if not path.exists():
-            write_json(path, ours)
-            return
-        theirs = read_json(path)
-        differing = [f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)'
-                     for name in sorted(set(ours) | set(theirs)) if theirs.get(name) != ours.get(name)]
-        if differing:
-            raise ValueError(f'{self.folder} belongs to another run: {"; ".join(differing)}. Use another work_dir, or '
-                             'delete this one')
+        claim(self.folder, 'work', ours)

@@ -6,6 +6,7 @@ read is ever imported or run.
 from __future__ import annotations
 
 import ast
+import gc
 import importlib.metadata
 import importlib.util
 import platform
@@ -14,6 +15,7 @@ import statistics
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,10 +170,23 @@ def load(packages: Iterable[str] = DEFAULT_PACKAGES, max_words: int = 50) -> PyD
     for package in packages:
         root, version = _locate(package)
         sources['Python' if package == 'stdlib' else package] = version
-        for file in pt.tqdm(_files(root), desc=f'reading {package}', unit='file', leave=False):
-            n_files += 1
-            docstrings += _docstrings(file, max_words)
+        with _garbage_kept():
+            for file in pt.tqdm(_files(root), desc=f'reading {package}', unit='file', leave=False):
+                n_files += 1
+                docstrings += _docstrings(file, max_words)
     return PyDocs(docstrings, sources, n_files, max_words)
+
+
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """No search for reference cycles: syntax trees have millions of objects and no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _locate(package: str) -> tuple[Path, str]:

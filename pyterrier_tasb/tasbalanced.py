@@ -5,7 +5,6 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ import pyterrier_dr
 import torch
 
 from . import retrieval
+from ._files import work_directory
 from .encoding import Encoder
 from .pairs import ScoredPairs
-from .sampling import QueryClusters
+from .sampling import BatchPlan, QueryClusters
+from .texts import TextStore
 from .training.config import Training
 
 
@@ -181,7 +182,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 message names the column, the ids and the remedy.
         """
         from .fitting import Fit
-        with _work_dir(work_dir) as folder:
+        with work_directory(work_dir) as folder:
             fit = Fit(self, folder, resume=resume)
             pool = fit.validation_pool(topics_or_res_va, qrels_va)                 # when to stop
             examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)             # what to learn from
@@ -190,6 +191,25 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             self.record = fit.train(batches, pool)                                 # how weights move
             self.model_name = fit.new_identity()
         return self
+
+    def batch_plan(self, topics_or_res: pd.DataFrame | None = None, qrels: pd.DataFrame | None = None, *,
+                   pairs: ScoredPairs | Iterable | None = None,
+                   work_dir: str | os.PathLike) -> tuple[BatchPlan, TextStore, TextStore]:
+        """The batches that :meth:`fit` with the same arguments takes, and the texts that their rows name.
+
+        For :meth:`TeacherScores.build`, on this machine or on several.
+
+        Returns:
+            The plan, the texts of its query rows and the texts of its document rows.
+
+        Raises:
+            ValueError: As :meth:`fit`.
+        """
+        from .fitting import Fit
+        with work_directory(work_dir) as folder:
+            fit = Fit(self, folder, resume=True)
+            examples = fit.examples(topics_or_res, qrels, pairs)
+            return fit.plan(examples, fit.clusters(examples)), examples.queries, examples.docs
 
     # ---- persistence -------------------------------------------------------------------------------------------
 
@@ -316,14 +336,3 @@ class TextScorer(pyterrier_dr.biencoder.BiScorer):
 
     def _key(self) -> tuple:
         return self.bi_encoder_model, self.verbose, self.batch_size, self.sim_fn
-
-
-@contextmanager
-def _work_dir(path: str | os.PathLike | None) -> Iterable[Path]:
-    if path is not None:
-        yield Path(path)
-        return
-    with tempfile.TemporaryDirectory(prefix='tasb-') as folder:
-        yield Path(folder)
-
-

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_file, fingerprint, read_json, write_json
+from .._files import atomic_file, claim, fingerprint
 from .checks import check_qrels, check_scores, check_topics_or_results, first
 from .results import from_frame, pairs_frame
 from .store import ScoredPairs
@@ -37,9 +37,9 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
     qrels = check_qrels(qrels, 'training')
     topics, _ = check_topics_or_results(topics[['qid', 'query']], 'training', 'text')
     folder = path.with_name(path.name + '.chunks')
-    _claim(folder, {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
-                    'pipeline': repr(pipeline), 'chunk': chunk, 'max_pairs_per_query': max_pairs_per_query,
-                    'seed': seed})
+    claim(folder, 'chunks', {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
+                              'pipeline': repr(pipeline), 'chunk': chunk,
+                              'max_pairs_per_query': max_pairs_per_query, 'seed': seed})
     parts = []
     for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
         file = folder / f'{start:09d}.npz'
@@ -80,16 +80,3 @@ def _read(file: Path) -> pd.DataFrame:
     except Exception as error:
         raise ValueError(f'{file} is damaged ({error}): delete it and run the same call again') from error
 
-
-def _claim(folder: Path, ours: dict) -> None:
-    claim = folder / 'of.json'
-    if not claim.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(claim, ours)
-        return
-    theirs = read_json(claim)
-    differing = [f'{name} ({theirs.get(name)!r} there, {value!r} now)' for name, value in ours.items()
-                 if theirs.get(name) != value]
-    if differing:
-        raise ValueError(f'{folder} holds chunks of another run: {"; ".join(differing)}. Use another path, or delete '
-                         'it')

@@ -1,7 +1,8 @@
 """Whom to imitate: teachers of pairs and of whole batches."""
 from .binding import CachedScorer, bind_in_batch_teacher
 from .late_interaction import LateInteraction
+from .plan_scores import TeacherScores
 from .scorer import ScorerTeacher
 from .weighted import WeightedSum
 
-__all__ = ['CachedScorer', 'LateInteraction', 'ScorerTeacher', 'WeightedSum', 'bind_in_batch_teacher']
+__all__ = ['CachedScorer', 'LateInteraction', 'ScorerTeacher', 'TeacherScores', 'WeightedSum', 'bind_in_batch_teacher']

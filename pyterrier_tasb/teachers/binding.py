@@ -15,7 +15,7 @@ from ..texts import TextStore
 
 
 def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,  # noqa: ANN401
-                          plan: BatchPlan) -> Any:  # noqa: ANN401
+                          plan: BatchPlan, steps: int | None = None) -> Any:  # noqa: ANN401
     """Tie an in-batch teacher to the texts of a run.
 
     Args:
@@ -24,6 +24,7 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
         docs: Texts of document rows.
         cache_dir: Where the teacher may keep what it computes.
         plan: The batches that will be asked.
+        steps: How many of them.
 
     Returns:
         A function of (query rows, document rows), or the stored scores of the plan, indexed by step.
@@ -35,7 +36,7 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
         from .late_interaction import LateInteraction
         teacher = LateInteraction(teacher)
     if hasattr(teacher, 'of_plan'):
-        return teacher.of_plan(plan)
+        return teacher.of_plan(plan, steps)
     if hasattr(teacher, 'bind'):
         return teacher.bind(queries, docs, cache_dir)
     if isinstance(teacher, pt.Transformer):

@@ -12,6 +12,7 @@ import pyterrier as pt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from .._files import claim
 from ..pairs.examples import Examples, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
@@ -30,7 +31,8 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus, text_field=teacher.text_field,
                        scores_needed=False, max_pairs_per_query=training.max_pairs_per_query, seed=training.seed,
-                       context=teacher)
+                       context=teacher, claim=lambda data: claim(folder, 'work', {
+                           **data, 'teacher': teacher.model_name, **training.to_dict()}))
     validate = _validation(teacher, validation, validation_qrels, training.measure)
     batches = LabelledBatches(teacher, examples, BatchPlan(
         examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed))

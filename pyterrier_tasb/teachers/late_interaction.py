@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyterrier as pt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from .._files import fingerprint
+from .._files import fingerprint, work_directory
 from ..encoding import Tokens
 from ..texts import TextStore
 from ..training.config import Training
@@ -182,13 +181,9 @@ class LateInteraction(pt.Estimator):
             ValueError: There is nothing to learn from; see :meth:`TasBalanced.fit`.
         """
         from .label_training import fit_on_labels
-        if work_dir is None:
-            with tempfile.TemporaryDirectory(prefix='tasb-teacher-') as folder:
-                self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives,
-                                            corpus, Path(folder), resume)
-        else:
-            self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives,
-                                        corpus, Path(work_dir), resume)
+        with work_directory(work_dir) as folder:
+            self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
+                                        folder, resume)
         return self
 
     def weights_changed(self) -> None:

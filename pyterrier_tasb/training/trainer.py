@@ -289,8 +289,11 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
 
     Raises:
         NotFiniteError: The loss is NaN or infinite.
+        ValueError: There are checkpoints, and `resume` is False.
     """
     output_dir = Path(output_dir)
+    if not resume and any(output_dir.glob('checkpoint-*')):
+        raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another work_dir')
     checkpoint = newest_checkpoint(output_dir) if resume else None
     start = read_json(checkpoint / 'trainer_state.json')['global_step'] if checkpoint else 0
     progress = _Progress(desc)

@@ -1,0 +1,177 @@
+"""`TeacherScores`: an in-batch teacher's scores of a whole plan, on disk."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyterrier as pt
+
+from .._files import atomic_dir, read_json, write_json
+from ..sampling import BatchPlan
+from ..texts import TextStore
+from .binding import bind_in_batch_teacher
+
+_SAVE_EVERY = 64   # steps between two saves: what an interruption loses
+
+
+class TeacherScores(pt.Artifact):
+    """float16[steps, B, 2B]: row `step` is the teacher's scores of batch `step` against [P⁺ | P⁻].
+
+    A plan is known before training, so a teacher can score it once, in slices on several machines, for every student
+    and seed that trains on it. 4 KB a step at B = 32.
+
+    Args:
+        path: A directory that :meth:`build` or :meth:`join` made.
+
+    Raises:
+        ValueError: There are no whole scores at `path`, or its file is damaged.
+    """
+
+    ARTIFACT_TYPE, ARTIFACT_FORMAT, ARTIFACT_PACKAGE_HINT = 'teacher_scores', 'np', 'pyterrier-tasb'
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        super().__init__(str(path))
+        folder = Path(path)
+        if not (folder / 'pt_meta.json').exists():
+            raise ValueError(f'{folder} holds no whole teacher scores: TeacherScores.build(path, teacher, plan, …) makes '
+                             'them, or goes on where it was interrupted')
+        meta = read_json(folder / 'pt_meta.json')
+        self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
+        self.batch_size, self.teacher = meta['batch_size'], meta['teacher']
+        self._scores = _map(folder, self._shape, 'r')
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.last - self.first, self.batch_size, 2 * self.batch_size
+
+    @classmethod
+    def build(cls, path: str | os.PathLike, teacher: Any, plan: BatchPlan, queries: TextStore,  # noqa: ANN401
+              docs: TextStore, *, steps: int | None = None, first: int = 0, last: int | None = None) -> TeacherScores:
+        """Score batches `first` to `last` of a plan; an interrupted call goes on where it stopped.
+
+        Args:
+            path: Where the scores go.
+            teacher: Anything that `in_batch_teacher=` takes.
+            plan: The plan; see `TasBalanced.batch_plan`.
+            queries: Texts of query rows.
+            docs: Texts of document rows.
+            steps: Batches 0 to `steps`; the same as `last=steps`.
+            first: First batch of a slice.
+            last: One after its last batch.
+
+        Raises:
+            ValueError: No steps are named, `path` has scores of another plan, teacher or slice, or a score is beyond
+                half precision.
+        """
+        last = steps if last is None else last
+        if last is None or not 0 <= first < last:
+            raise ValueError(f'first={first}, last={last}: name the batches to score, steps=20_000 for example')
+        path = Path(path)
+        key = {'plan': plan.fingerprint, 'teacher': repr(teacher), 'batch_size': plan.batch_size, 'first': first,
+               'last': last}
+        shape = last - first, plan.batch_size, 2 * plan.batch_size
+        if not path.exists():
+            with atomic_dir(path) as part:
+                _map(part, shape, 'w+')
+                write_json(part / 'state.json', {**key, 'done': first})
+        _check(path, key)
+        if (path / 'pt_meta.json').exists():
+            return cls(path)
+        bound = bind_in_batch_teacher(teacher, queries, docs, path, plan)
+        scores, start = _map(path, shape, 'r+'), read_json(path / 'state.json')['done']
+        for step in pt.tqdm(range(start, last), desc='TeacherScores', unit='batch', initial=start - first,
+                            total=last - first):
+            batch = plan[step]
+            docs_of, where = np.unique(np.concatenate([batch.pos, batch.neg]), return_inverse=True)
+            scores[step - first] = _half(bound(batch.query, docs_of).numpy()[:, where.reshape(-1)], teacher)
+            if (step + 1 - start) % _SAVE_EVERY == 0:
+                scores.flush()
+                write_json(path / 'state.json', {**key, 'done': step + 1})
+        scores.flush()
+        _complete(path, key)
+        return cls(path)
+
+    @classmethod
+    def join(cls, parts: Sequence[TeacherScores], path: str | os.PathLike) -> TeacherScores:
+        """One artifact out of consecutive slices of a plan.
+
+        Raises:
+            ValueError: They are of different plans or teachers, or batches are missing between them.
+        """
+        parts = sorted(parts, key=lambda part: part.first)
+        if not parts:
+            raise ValueError('there are no slices to join')
+        for before, after in zip(parts, parts[1:]):
+            if (before.plan_fingerprint, before.teacher) != (after.plan_fingerprint, after.teacher):
+                raise ValueError(f'{before} and {after} are of different plans or teachers')
+            if before.last != after.first:
+                raise ValueError(f'batches {before.last} to {after.first} are missing between {before} and {after}')
+        key = {'plan': parts[0].plan_fingerprint, 'teacher': parts[0].teacher, 'batch_size': parts[0].batch_size,
+               'first': parts[0].first, 'last': parts[-1].last}
+        with atomic_dir(path) as folder:
+            with open(folder / 'scores.f2', 'wb') as out:
+                for part in parts:
+                    out.write(part._scores.tobytes())
+            _complete(folder, key)
+        return cls(path)
+
+    def of_plan(self, plan: BatchPlan, steps: int | None = None) -> TeacherScores:
+        """These scores, if they are of `plan`.
+
+        Raises:
+            ValueError: They are of another plan, or have fewer batches than the run takes.
+        """
+        if plan.fingerprint != self.plan_fingerprint:
+            raise ValueError(f'{self} are of another plan ({self.plan_fingerprint}, not {plan.fingerprint}): pairs, '
+                             'clusters, sampling, batch size and seed must be those that were scored')
+        if self.first or (steps is not None and self.last < steps):
+            raise ValueError(f'{self} have batches {self.first} to {self.last}, the run takes 0 to {steps}: score the '
+                             'rest, and TeacherScores.join the slices')
+        return self
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return self.last - self.first
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """float32[B, 2B], the scores of batch `step`."""
+        if not self.first <= step < self.last:
+            raise IndexError(f'batch {step} is not among {self.first} to {self.last}')
+        return self._scores[step - self.first].astype(np.float32)
+
+    def __repr__(self) -> str:
+        return f'TeacherScores(batches {self.first:,} to {self.last:,} of plan {self.plan_fingerprint}, {self.teacher})'
+
+
+def _map(folder: Path, shape: tuple[int, int, int], mode: str) -> np.memmap:
+    file, wanted = folder / 'scores.f2', int(np.prod(shape)) * 2
+    if mode != 'w+' and (not file.exists() or file.stat().st_size != wanted):
+        raise ValueError(f'{file} is missing or has not the {wanted} bytes that it should: it is damaged, delete '
+                         f'{folder} and score again')
+    return np.memmap(file, dtype=np.float16, mode=mode, shape=shape)
+
+
+def _half(scores: np.ndarray, teacher: Any) -> np.ndarray:  # noqa: ANN401
+    if not np.isfinite(scores).all() or np.abs(scores).max(initial=0) > np.finfo(np.float16).max:
+        raise ValueError(f'{teacher!r} gave a score that is not finite, or beyond what half precision holds '
+                         f'({np.abs(scores).max()})')
+    return scores.astype(np.float16)
+
+
+def _check(path: Path, key: dict[str, Any]) -> None:
+    file = next((path / name for name in ('pt_meta.json', 'state.json') if (path / name).exists()), None)
+    there = read_json(file) if file else {}
+    differing = [f'{name} ({there.get(name)!r} there, {value!r} now)' for name, value in key.items()
+                 if there.get(name) != value]
+    if differing:
+        raise ValueError(f'{path} holds other scores: {"; ".join(differing)}. Use another path, or delete it')
+
+
+def _complete(path: Path, key: dict[str, Any]) -> None:
+    write_json(path / 'pt_meta.json', {
+        'type': TeacherScores.ARTIFACT_TYPE, 'format': TeacherScores.ARTIFACT_FORMAT,
+        'package_hint': TeacherScores.ARTIFACT_PACKAGE_HINT, **key})
+    (path / 'state.json').unlink(missing_ok=True)
