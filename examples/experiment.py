@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--rows', nargs='*', default=list(ROWS), choices=list(ROWS), metavar='ROW', help='rows to run')
     parser.add_argument('--seeds', type=int, default=3)
-    parser.add_argument('--steps', type=int, default=40, help='training steps of every student')
+    parser.add_argument('--steps', type=int, default=100, help='training steps of every student')
     parser.add_argument('--layers', type=int, default=3, help='layers of the student, evenly taken from the encoder')
     parser.add_argument('--learning-rate', type=float, default=1e-4)
     parser.add_argument('--batch-size', type=int, default=32)

@@ -53,29 +53,38 @@ def step(name: str):  # noqa: ANN201
     print(f'   {time.perf_counter() - start:.0f} s', flush=True)
 
 
+def check_checkpoint(name: str) -> None:
+    """Raise at once, without the hub's retries, where a checkpoint is neither a directory, nor cached, nor reachable."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, 'config.json'), str):
+        HfApi().model_info(name, timeout=5)
+
+
 def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, dense: pt.Transformer, work: Path) -> dict:
     """docT5query and monoT5 rows where their checkpoints can be loaded; else a line that says what was missing."""
     found = {}
     try:
+        check_checkpoint(args.doc2query)
         from pyterrier_doc2query import Doc2Query
         expansion = Doc2Query(args.doc2query, append=True, fast_tokenizer=True, verbose=True)
         expanded = bm25(data.get_corpus_iter(), work / 'doct5query', engine=args.engine, name='docT5query',
                         expansion=expansion)
         found[expanded.label] = expanded.retriever
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:   # whatever a download or a checkpoint can raise
         print(f'no docT5query row: {args.doc2query} could not be loaded ({first_line(error)}); --doc2query PATH')
     try:
+        check_checkpoint(args.monot5)
         from pyterrier_t5 import MonoT5ReRanker
         mono = MonoT5ReRanker(tok_model=args.monot5, model=args.monot5, verbose=False)
         found['TAS-Balanced % 100 >> monoT5'] = (dense % 100 >> mono).compile()
-    except (OSError, ImportError, ValueError) as error:
+    except Exception as error:
         print(f'no monoT5 row: {args.monot5} could not be loaded ({first_line(error)}); --monot5 PATH')
     return found
 
 
 def first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:100] if lines else type(error).__name__
+    return f'{type(error).__name__}: {lines[0][:100]}' if lines else type(error).__name__
 
 
 def sample(topics: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:

@@ -3,15 +3,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyterrier as pt
+from more_itertools import chunked, peekable
 
+from ._files import atomic_dir
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
+_EXPANDED_AT_A_TIME = 1000   # documents
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
         expansion: Applied to documents before they are indexed, `Doc2Query(append=True)` for docT5query.
 
     Raises:
-        ValueError: An engine that is not known.
+        ValueError: An engine that is not known, a docno that it cannot hold, or an empty corpus.
         ImportError: No engine is there.
     """
     engine = available_engine() if engine == 'auto' else engine
@@ -73,21 +76,13 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
 
 def _terrier(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: int,
              expansion: pt.Transformer | None) -> pt.Transformer:
-    if not (path / 'data.properties').exists():
-        shutil.rmtree(path, ignore_errors=True)
-        longest = 100   # characters of a docno; Terrier cuts longer ones in silence
-        indexer = pt.IterDictIndexer(str(path), meta={'docno': longest}, text_attrs=['text'])
-        (indexer if expansion is None else expansion >> indexer).index(_short_docnos(corpus, longest))
+    longest = 100   # bytes of a docno; Terrier cuts longer ones in silence
+    docs = _checked(corpus, lambda docno: len(docno.encode()) <= longest, f'Terrier takes at most {longest} bytes')
+    _build(path, docs, expansion,
+           lambda part: pt.IterDictIndexer(str(part), meta={'docno': longest}, text_attrs=['text']))
     search = pt.terrier.TerrierIndex(str(path)).bm25(k1=k1, b=b, num_results=num_results)
     # Terrier reads operators in queries: it gets tokens, the stages after it the user's words
     return pt.rewrite.tokenise() >> search >> pt.rewrite.reset() >> WithoutDocid()
-
-
-def _short_docnos(corpus: Iterable[dict], longest: int) -> Iterable[dict]:
-    for doc in corpus:
-        if len(doc['docno'].encode()) > longest:
-            raise ValueError(f'docno {doc["docno"]!r} is longer than {longest} bytes: shorten it')
-        yield doc
 
 
 def _pisa(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: int,
@@ -96,7 +91,45 @@ def _pisa(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: 
         from pyterrier_pisa import PisaIndex
     except ImportError as error:
         raise ImportError('engine="pisa" needs PISA: pip install pyterrier-tasb[pisa]') from error
-    index = PisaIndex(str(path), text_field='text')
-    if not index.built():
-        (index if expansion is None else expansion >> index).index(corpus)
-    return index.bm25(k1=k1, b=b, num_results=num_results)
+    docs = _checked(corpus, lambda docno: docno.split() == [docno], 'PISA cuts it at the first white space')
+    _build(path, docs, expansion, lambda part: PisaIndex(str(part), text_field='text'))
+    return PisaIndex(str(path), text_field='text').bm25(k1=k1, b=b, num_results=num_results)
+
+
+def _checked(corpus: Iterable[dict], fits: Callable[[str], bool], rule: str) -> Iterator[dict]:
+    for doc in corpus:
+        if not fits(doc['docno']):
+            raise ValueError(f'docno {doc["docno"]!r}: {rule}')
+        yield {'docno': doc['docno'], 'text': doc['text']}
+
+
+def _build(path: Path, docs: Iterator[dict], expansion: pt.Transformer | None,
+           indexer: Callable[[Path], pt.Indexer]) -> None:
+    """Index documents unless `path` is there, where the index appears only when all of them are in it.
+
+    Both engines read in a thread of their own, whose errors they take for the end of the documents.
+    """
+    if path.exists():
+        return
+    errors: list[BaseException] = [RuntimeError('the engine stopped before it had read all documents')]
+
+    def read() -> Iterator[dict]:
+        try:
+            yield from docs if expansion is None else _expanded(docs, expansion)
+            errors.clear()
+        except Exception as error:
+            errors[:] = [error]
+
+    with atomic_dir(path) as part:
+        documents = peekable(read())
+        if documents:
+            indexer(part).index(documents)
+        elif not errors:
+            raise ValueError('the corpus has no documents: nothing was indexed')
+        if errors:
+            raise errors[0]
+
+
+def _expanded(docs: Iterator[dict], expansion: pt.Transformer) -> Iterator[dict]:
+    for batch in chunked(docs, _EXPANDED_AT_A_TIME):
+        yield from expansion.transform_iter(batch)

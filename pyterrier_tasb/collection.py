@@ -70,28 +70,29 @@ class Collection(_Texts):
 
     def get_corpus_iter(self, verbose: bool = False) -> Iterator[dict[str, str]]:
         """Documents in file order, as dictionaries with docno and text."""
-        opener = gzip.open if self.corpus_file.suffix == '.gz' else open
-        with opener(self.corpus_file, 'rt', encoding='utf-8') as lines:
-            for number, line in enumerate(pt.tqdm(lines, desc=self.corpus_file.name, disable=not verbose), 1):
-                try:
-                    doc = json.loads(line)
-                    yield {'docno': str(doc['docno']), 'text': str(doc['text'])}
-                except (json.JSONDecodeError, KeyError, TypeError) as error:
-                    raise ValueError(f'{self.corpus_file}, line {number}: expected a JSON object with docno and text '
-                                     f'({error!r})') from error
+        lines = _lines(self.corpus_file)
+        for number, line in pt.tqdm(lines, desc=self.corpus_file.name, unit='doc', disable=not verbose):
+            try:
+                doc = json.loads(line)
+                docno, text = doc['docno'], doc['text']
+                if not isinstance(docno, (str, int)) or not isinstance(text, str):
+                    raise TypeError('docno or text is no string')
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f'{self.corpus_file}, line {number}: expected a JSON object with docno and text '
+                                 f'({error!r})') from error
+            yield {'docno': str(docno), 'text': text}
 
     def get_topics(self, variant: str = 'test') -> pd.DataFrame:
         """Queries of a split: qid, query."""
         source, keep = self._source(variant)
-        rows = _read(self.path / f'queries.{source}.tsv', ('qid', 'query'), tab_only=True)
+        rows = _read(self.path / f'queries.{source}.tsv', {'qid': str, 'query': str}, tab_only=True)
         return rows[rows['qid'].map(keep)].reset_index(drop=True)
 
     def get_qrels(self, variant: str = 'test') -> pd.DataFrame:
         """Judgements of a split: qid, docno, label."""
         source, keep = self._source(variant)
-        rows = _read(self.path / f'qrels.{source}.tsv', ('qid', 'iteration', 'docno', 'label'))
-        rows = rows[rows['qid'].map(keep)].drop(columns='iteration').reset_index(drop=True)
-        return rows.astype({'label': int})
+        rows = _read(self.path / f'qrels.{source}.tsv', {'qid': str, 'iteration': str, 'docno': str, 'label': int})
+        return rows[rows['qid'].map(keep)].drop(columns='iteration').reset_index(drop=True)
 
     def _source(self, variant: str) -> tuple[str, Callable[[str], bool]]:
         _check_split(variant)
@@ -211,17 +212,29 @@ def _held_out(qid: str) -> bool:
     return _tenth(qid) == 0
 
 
-def _read(path: Path, columns: tuple[str, ...], tab_only: bool = False) -> pd.DataFrame:
-    if not path.exists():
-        return pd.DataFrame({name: pd.Series(dtype=str) for name in columns})
-    rows = []
-    with open(path, encoding='utf-8-sig') as lines:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers from 1, without a byte order mark."""
+    opener = gzip.open if path.suffix == '.gz' else open
+    with opener(path, 'rb') as lines:
         for number, line in enumerate(lines, 1):
-            cells = line.rstrip('\r\n').split('\t' if tab_only else None, len(columns) - 1)
-            if len(cells) != len(columns) or not all(cell.strip() for cell in cells):
-                if not line.strip():
-                    continue
-                raise ValueError(f'{path}, line {number}: expected {len(columns)} columns ({", ".join(columns)}), '
-                                 f'found {line.rstrip()[:80]!r}')
-            rows.append([cell.strip() for cell in cells])
-    return pd.DataFrame(rows, columns=list(columns), dtype=str)
+            try:
+                text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
+            except UnicodeDecodeError as error:
+                raise ValueError(f'{path}, line {number}: not UTF-8 ({error})') from error
+            yield number, text
+
+
+def _read(path: Path, columns: dict[str, type], tab_only: bool = False) -> pd.DataFrame:
+    rows = []
+    for number, line in _lines(path) if path.exists() else ():
+        cells = [cell.strip() for cell in line.split('\t' if tab_only else None, len(columns) - 1)]
+        if not any(cells):
+            continue
+        try:
+            if not all(cells):
+                raise ValueError('an empty column')
+            rows.append([kind(cell) for kind, cell in zip(columns.values(), cells, strict=True)])
+        except ValueError as error:
+            raise ValueError(f'{path}, line {number}: expected {len(columns)} columns ({", ".join(columns)}), '
+                             f'found {line.rstrip()[:80]!r} ({error})') from error
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)

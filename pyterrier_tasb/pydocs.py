@@ -164,7 +164,7 @@ def load(packages: Iterable[str] = DEFAULT_PACKAGES, max_words: int = 50) -> PyD
         max_words: Passages end at the first sentence that ends after 4/5 of this many words, or at this many.
 
     Raises:
-        ValueError: A package is not installed.
+        ValueError: A package is not installed, or nothing in them is a query with a passage.
     """
     docstrings, sources, n_files = [], {}, 0
     for package in packages:
@@ -174,6 +174,9 @@ def load(packages: Iterable[str] = DEFAULT_PACKAGES, max_words: int = 50) -> PyD
             for file in pt.tqdm(_files(root), desc=f'reading {package}', unit='file', leave=False):
                 n_files += 1
                 docstrings += _docstrings(file, max_words)
+    if not docstrings:
+        raise ValueError(f'no docstring of {", ".join(sources)} has a summary line and a passage of at least '
+                         f'{_LEAST_PASSAGE_WORDS} words')
     return PyDocs(docstrings, sources, n_files, max_words)
 
 

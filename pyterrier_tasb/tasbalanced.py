@@ -48,7 +48,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                  corpus: Any = None, clusters: QueryClusters | str | None = None,  # noqa: ANN401
                  cluster_encoder: pyterrier_dr.BiEncoder | None = None, training: Training = Training(),
                  query_max_length: int | None = None, doc_max_length: int | None = None, batch_size: int = 32,
-                 text_field: str = 'text', verbose: bool = False, device: str | torch.device | None = None) -> None:
+                 text_field: str = 'text', verbose: bool = False, device: str | torch.device | None = None,
+                 amp: str = 'auto') -> None:
         """Load an encoder.
 
         Args:
@@ -70,6 +71,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             text_field: Column of the passages' text.
             verbose: Show progress when encoding.
             device: Where to compute; None takes a GPU if there is one.
+            amp: Precision of matrix products: 'auto' takes bf16 where the hardware computes with it; 'off' is float32,
+                'bf16' and 'fp16' ask for these. Weights, vectors, scores and losses are float32.
 
         Raises:
             ValueError: The directory is no model that can be used; the message says what was looked for.
@@ -85,7 +88,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.training = training
         self.device = pyterrier_dr.infer_device(device)
         self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
-                                    device=self.device)
+                                    device=self.device, amp=amp)
+        self.amp = amp
         self.query_max_length = self.encoder.query_max_length
         self.doc_max_length = self.encoder.doc_max_length
         self.record: dict[str, Any] | None = None
@@ -295,7 +299,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         return hash(self._identity())
 
     def _identity(self) -> tuple:
-        return self.model_name, self.max_length, self.batch_size, self.text_field, self.verbose, str(self.device)
+        return (self.model_name, self.max_length, self.batch_size, self.text_field, self.verbose, str(self.device),
+                self.amp)
 
     def __repr__(self) -> str:
         return f'TasBalanced({self.model_name!r})'

@@ -1,7 +1,9 @@
 """Texts and their ids on disk, memory-mapped: millions of passages cost no memory."""
 from __future__ import annotations
 
+import hashlib
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -28,17 +30,10 @@ class StringArray(Sequence):
     @staticmethod
     def write(path: str | os.PathLike, strings: Iterable[str]) -> str:
         """Write strings as they come; returns a hash of them."""
-        import hashlib
-        digest, offsets, at = hashlib.sha256(), [0], 0
-        with open(f'{path}.bin', 'wb') as out:
+        with _Writer(path) as writer:
             for string in strings:
-                blob = string.encode('utf-8', 'surrogatepass')
-                out.write(blob)
-                digest.update(len(blob).to_bytes(8, 'little') + blob)
-                at += len(blob)
-                offsets.append(at)
-        np.save(f'{path}.offsets.npy', np.asarray(offsets, dtype=np.int64), allow_pickle=False)
-        return digest.hexdigest()[:16]
+                writer.add(string)
+        return writer.hash
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -52,6 +47,33 @@ class StringArray(Sequence):
 
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
+
+
+class _Writer:
+    """Writes the files of a :class:`StringArray`, a string at a time."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path, self.offsets = path, array('q', [0])
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> _Writer:
+        self._out = open(f'{self.path}.bin', 'wb')
+        return self
+
+    def add(self, string: str) -> bytes:
+        blob = string.encode('utf-8', 'surrogatepass')
+        self._out.write(blob)
+        self._digest.update(len(blob).to_bytes(8, 'little') + blob)
+        self.offsets.append(self.offsets[-1] + len(blob))
+        return blob
+
+    def __exit__(self, *exception: object) -> None:
+        self._out.close()
+        np.save(f'{self.path}.offsets.npy', np.frombuffer(self.offsets, dtype=np.int64), allow_pickle=False)
+
+    @property
+    def hash(self) -> str:
+        return self._digest.hexdigest()[:16]
 
 
 class TextStore:
@@ -71,7 +93,8 @@ class TextStore:
         self.fingerprint = read_json(self.path / 'meta.json')['fingerprint']
         self.ids = StringArray(self.path / 'ids')
         self._texts = StringArray(self.path / 'texts')
-        self._rows: dict[str, int] | None = None
+        self._hashes, self._rows = (np.load(self.path / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+                                    for name in ('hashes', 'rows'))
 
     @classmethod
     def build(cls, path: str | os.PathLike, items: Iterable[tuple[str, str]]) -> TextStore:
@@ -81,19 +104,19 @@ class TextStore:
             ValueError: An id comes twice, or a text is no string.
         """
         with atomic_dir(path) as part:
-            ids: dict[str, None] = {}
-
-            def texts() -> Iterator[str]:
+            hashes = array('Q')
+            with _Writer(part / 'texts') as texts, _Writer(part / 'ids') as ids:
                 for i, text in items:
-                    if i in ids:
-                        raise ValueError(f'id {i!r} comes twice: ids must be distinct')
                     if not isinstance(text, str):
                         raise ValueError(f'the text of {i!r} is no string but {type(text).__name__}')
-                    ids[i] = None
-                    yield text
-            text_hash = StringArray.write(part / 'texts', texts())
-            id_hash = StringArray.write(part / 'ids', ids)
-            write_json(part / 'meta.json', {'n': len(ids), 'fingerprint': fingerprint(id_hash, text_hash)})
+                    texts.add(text)
+                    hashes.append(_hash(ids.add(str(i))))
+            hashes = np.frombuffer(hashes, dtype=np.uint64)
+            rows = np.argsort(hashes, kind='stable')
+            _check_distinct(StringArray(part / 'ids'), hashes[rows], rows)
+            np.save(part / 'hashes.npy', hashes[rows], allow_pickle=False)
+            np.save(part / 'rows.npy', rows.astype(np.int64), allow_pickle=False)
+            write_json(part / 'meta.json', {'n': len(rows), 'fingerprint': fingerprint(ids.hash, texts.hash)})
         return cls(path)
 
     def __len__(self) -> int:
@@ -108,9 +131,27 @@ class TextStore:
 
     def index_of(self, ids: Sequence[str]) -> np.ndarray:
         """int64[n], the row of each id; −1 where it is not in the store."""
-        if self._rows is None:
-            self._rows = {i: row for row, i in enumerate(self.ids)}
-        return np.fromiter((self._rows.get(str(i), -1) for i in ids), dtype=np.int64, count=len(ids))
+        return np.fromiter((self._row(str(i)) for i in ids), dtype=np.int64, count=len(ids))
+
+    def _row(self, i: str) -> int:
+        wanted = np.uint64(_hash(i.encode('utf-8', 'surrogatepass')))
+        at = int(np.searchsorted(self._hashes, wanted))
+        while at < len(self._hashes) and self._hashes[at] == wanted:
+            if self.ids[self._rows[at]] == i:
+                return int(self._rows[at])
+            at += 1
+        return -1
 
     def __repr__(self) -> str:
         return f'TextStore({str(self.path)!r}, {len(self):,} texts)'
+
+
+def _hash(blob: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(blob, digest_size=8).digest(), 'little')
+
+
+def _check_distinct(ids: StringArray, hashes: np.ndarray, rows: np.ndarray) -> None:
+    for at in np.flatnonzero(hashes[1:] == hashes[:-1]):
+        first, second = ids[rows[at]], ids[rows[at + 1]]
+        if first == second:
+            raise ValueError(f'id {first!r} comes twice: ids must be distinct')

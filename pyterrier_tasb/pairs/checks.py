@@ -1,6 +1,7 @@
 """What a training frame must be, checked at the door: every error names what was seen and what to do."""
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,11 @@ import pyterrier as pt
 def first(values: Any, n: int = 5) -> str:  # noqa: ANN401
     """The first `n` distinct values, for messages."""
     return ', '.join(map(str, list(dict.fromkeys(values))[:n]))
+
+
+def name_of(pipeline: pt.Transformer | None) -> str:
+    """What `repr` says of a pipeline, less memory addresses: equal in the next process."""
+    return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(pipeline))
 
 
 def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:  # noqa: ANN401

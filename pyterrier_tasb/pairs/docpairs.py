@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .checks import check_scores
+from .checks import check_scores, first
 from .results import from_frame
 from .store import ScoredPairs
 
@@ -69,5 +69,6 @@ def _scored(pairs: pd.DataFrame, teacher: pt.Transformer) -> pd.DataFrame:
     margin = found['pos'] - found['neg']
     if np.isnan(margin).any():
         lost = pairs[np.isnan(margin)]
-        raise ValueError(f'the teacher left {len(lost)} pairs without a score (qids {lost["qid"].unique()[:5].tolist()})')
+        raise ValueError(f'the teacher left {len(lost)} pairs without a score (qids '
+                         f'{first(lost["qid"])})')
     return pairs.assign(margin=margin)

@@ -14,7 +14,7 @@ from more_itertools import chunked
 
 from .._files import fingerprint
 from ..texts import TextStore
-from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results
+from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, name_of
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -72,7 +72,7 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
         claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
                'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label')),
                'results': frame_fingerprint(results, ('qid', 'docno', 'score', text_field)),
-               'negatives': repr(negatives), 'pairwise_teacher': repr(teacher)})
+               'negatives': name_of(negatives), 'pairwise_teacher': name_of(teacher)})
     source = CandidateSource(qrels, results=results, negatives=negatives, corpus=corpus, teacher=teacher,
                              text_field=text_field, scores_needed=scores_needed)
     options = dict(max_pairs_per_query=max_pairs_per_query, seed=seed)

@@ -11,7 +11,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import atomic_file, claim, fingerprint
-from .checks import check_qrels, check_scores, check_topics_or_results, first
+from .checks import check_qrels, check_scores, check_topics_or_results, first, name_of
 from .results import from_frame, pairs_frame
 from .store import ScoredPairs
 
@@ -31,14 +31,17 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         seed: Of that draw.
 
     Raises:
+        FileExistsError: `path` exists.
         ValueError: The chunks there are of other topics, qrels or pipeline; the message names the difference.
     """
     path = Path(path)
+    if path.exists():
+        raise FileExistsError(f'{path} already exists: ScoredPairs({str(path)!r}) opens it, or give another path')
     qrels = check_qrels(qrels, 'training')
-    topics, _ = check_topics_or_results(topics[['qid', 'query']], 'training', 'text')
+    topics, _ = check_topics_or_results(topics, 'training', 'text')
     folder = path.with_name(path.name + '.chunks')
     claim(folder, 'chunks', {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
-                              'pipeline': repr(pipeline), 'chunk': chunk,
+                              'pipeline': name_of(pipeline), 'chunk': chunk,
                               'max_pairs_per_query': max_pairs_per_query, 'seed': seed})
     parts = []
     for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):

@@ -44,7 +44,8 @@ def from_results(results: pd.DataFrame, qrels: pd.DataFrame, path: str | os.Path
 def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query: int | None,
                 seed: int) -> pd.DataFrame:
     """Pairs of a scored results frame: qid, pos, neg, margin."""
-    labelled = results[['qid', 'docno', 'score']].merge(qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
+    labelled = results[['qid', 'docno', 'score']].astype({'score': float})
+    labelled = labelled.merge(qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
     positive = labelled['label'] > 0
     pairs = labelled[positive].merge(labelled[~positive], on='qid', suffixes=('_pos', '_neg'))
     pairs = pd.DataFrame({'qid': pairs['qid'], 'pos': pairs['docno_pos'], 'neg': pairs['docno_neg'],

@@ -35,13 +35,17 @@ class ScoredPairs(pt.Artifact):
             raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
                              'from_teacher_file(…) or from_docpairs(…) makes them')
         self.fingerprint: str = read_json(folder / 'pt_meta.json')['fingerprint']
-        self.qids: Sequence[str] = StringArray(folder / 'qids')
-        self.docnos: Sequence[str] = StringArray(folder / 'docnos')
-        for name in _ARRAYS:
-            setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
+        try:
+            self.qids: Sequence[str] = StringArray(folder / 'qids')
+            self.docnos: Sequence[str] = StringArray(folder / 'docnos')
+            for name in _ARRAYS:
+                setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
+        except (EOFError, OSError, ValueError) as error:
+            raise ValueError(f'{folder} is damaged ({error}); delete it and build it again') from error
         self.queries = TextStore(folder / 'queries') if (folder / 'queries').exists() else None
         self.docs = TextStore(folder / 'docs') if (folder / 'docs').exists() else None
-        if self.indptr[-1] != len(self.margin) or len(self.indptr) != len(self.qids) + 1:
+        if ({len(self.pos), len(self.neg), len(self.margin)} != {int(self.indptr[-1])}
+                or len(self.indptr) != len(self.qids) + 1):
             raise ValueError(f'{folder} is damaged: its arrays do not fit together; delete it and build it again')
 
     @classmethod

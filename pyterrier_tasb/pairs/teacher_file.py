@@ -5,6 +5,7 @@ import gzip
 import io
 import os
 import tempfile
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,10 @@ _N_BUCKETS = 64            # temporary files that queries are spread over: one i
 _MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings, in dictionaries
 _ROW = np.dtype([('query', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 _COLUMNS = ('pos_score', 'neg_score', 'query_id', 'pos_pid', 'neg_pid')
+_TEXT_COLUMNS = ('pos_score', 'neg_score', 'query', 'pos_text', 'neg_text')
 
 
-class _NotNumbers(Exception):
+class _NotNumbersError(Exception):
     """Ids that numbers would not give back."""
 
 
@@ -48,7 +50,7 @@ def from_teacher_file(file: str | os.PathLike, path: str | os.PathLike, *, n_thr
         raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
     try:
         return _from_numbers(file, path, n_threads)
-    except _NotNumbers:
+    except _NotNumbersError:
         return _from_strings(file, path)
 
 
@@ -67,20 +69,12 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
     """
     queries: dict[str, int] = {}
     docs: dict[str, int] = {}
-    rows = []
-    for number, line in enumerate(_text_lines(file), 1):
-        fields = line.rstrip('\r\n').split('\t')
-        if len(fields) != 5:
-            raise ValueError(f'{file}, line {number}: {len(fields)} columns, expected 5 separated by tabs: pos_score, '
-                             'neg_score, query, pos_text, neg_text')
-        margin = _margin(file, number, fields)
-        rows.append((queries.setdefault(fields[2], len(queries)), docs.setdefault(fields[3], len(docs)),
-                     docs.setdefault(fields[4], len(docs)), margin))
-    table = _table(file, rows)
     with atomic_dir(path) as part:
+        rows = _table(file, (_fields(file, number, line.rstrip('\r'), '\t', _TEXT_COLUMNS)
+                             for block in _blocks(file) for number, line in _lines(*block)), queries, docs)
         part.rmdir()
         ScoredPairs.from_arrays(part, [f'q{i}' for i in range(len(queries))], [f'd{i}' for i in range(len(docs))],
-                                table['query'], table['pos'], table['neg'], table['margin'])
+                                *(rows[name] for name in _ROW.names))
         TextStore.build(part / 'queries', ((f'q{i}', text) for i, text in enumerate(queries)))
         TextStore.build(part / 'docs', ((f'd{i}', text) for i, text in enumerate(docs)))
     return ScoredPairs(path)
@@ -176,9 +170,9 @@ def _blocks(file: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
         while True:
             try:
                 data = stream.read(_BLOCK)
-            except (EOFError, OSError) as error:
-                raise ValueError(f'{file}, after line {number}: the gzip file is cut off or damaged ({error}): fetch it '
-                                 'again') from error
+            except (EOFError, OSError, zlib.error) as error:
+                raise ValueError(f'{file}, in or after line {number}: the gzip file is cut off or damaged ({error}): '
+                                 'fetch it again') from error
             bar.update(raw.tell() - bar.n)
             block = rest + data
             if number == 1:
@@ -205,29 +199,27 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
         frame = None
     if frame is None or frame.shape[1] != 5 or any(frame[i].dtype.kind not in 'fi' for i in (0, 1)):
         _find_bad_line(file, number, block)
-        raise _NotNumbers
+        raise _NotNumbersError
     ids = [frame[i].to_numpy() for i in (2, 3, 4)]
     margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
     if not np.isfinite(margin).all():
         _find_bad_line(file, number, block)
     if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _has_leading_zeros(block):
         _find_bad_line(file, number, block)
-        raise _NotNumbers
+        raise _NotNumbersError
     rows = np.empty(len(frame), dtype=_ROW)
     rows['query'], rows['pos'], rows['neg'], rows['margin'] = *ids, margin
     return rows
 
 
 def _has_leading_zeros(block: bytes) -> bool:
-    return any(space + b'0' + digit in block for space in (b'\t', b' ') for digit in (b'0', b'1', b'2', b'3', b'4', b'5',
-                                                                                     b'6', b'7', b'8', b'9'))
+    return any(b'%c0%d' % (space, digit) in block for space in b'\t ' for digit in range(10))
 
 
 def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:
     """Raise for the first line that is no row of five with finite scores, if there is one."""
-    for at, line in enumerate(block.decode('utf-8', 'replace').split('\n')[:block.count(b'\n') + 1], number):
-        if line.strip():
-            _fields(file, at, line)
+    for at, line in _lines(number, block):
+        _fields(file, at, line)
 
 
 # ---- ids that are strings ----------------------------------------------------------------------------------------
@@ -235,43 +227,43 @@ def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:
 def _from_strings(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPairs:
     queries: dict[str, int] = {}
     docs: dict[str, int] = {}
-    rows = []
-    for number, line in enumerate(_text_lines(file), 1):
-        if not line.strip():
-            continue
-        fields = _fields(file, number, line)
-        rows.append((queries.setdefault(fields[2], len(queries)), docs.setdefault(fields[3], len(docs)),
-                     docs.setdefault(fields[4], len(docs)), _margin(file, number, fields)))
-    table = _table(file, rows)
-    return ScoredPairs.from_arrays(path, list(queries), list(docs), table['query'], table['pos'], table['neg'],
-                                   table['margin'])
+    rows = _table(file, (_fields(file, *line) for block in _blocks(file) for line in _lines(*block)), queries, docs)
+    return ScoredPairs.from_arrays(path, list(queries), list(docs), *(rows[name] for name in _ROW.names))
 
 
-def _text_lines(file: str | os.PathLike) -> Iterable[str]:
-    for _, block in _blocks(file):
-        yield from io.StringIO(block.decode('utf-8', 'replace'), newline='\n')
+def _table(file: str | os.PathLike, lines: Iterable[tuple[float, str, str, str]], queries: dict[str, int],
+           docs: dict[str, int]) -> np.ndarray:
+    """Rows of (margin, query, positive, negative), numbered as they come."""
+    rows = np.fromiter(((queries.setdefault(query, len(queries)), docs.setdefault(pos, len(docs)),
+                         docs.setdefault(neg, len(docs)), margin) for margin, query, pos, neg in lines), dtype=_ROW)
+    if not len(rows):
+        raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
+    return rows
 
 
-def _fields(file: str | os.PathLike, number: int, line: str) -> list[str]:
-    fields = line.split()
+def _lines(first: int, block: bytes) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that are not blank."""
+    for number, line in enumerate(block.decode('utf-8', 'replace').split('\n'), first):
+        if line.strip():
+            yield number, line
+
+
+def _fields(file: str | os.PathLike, number: int, line: str, separator: str | None = None,
+            columns: tuple[str, ...] = _COLUMNS) -> tuple[float, str, str, str]:
+    """(margin, query, positive, negative) of a line."""
+    fields = line.split(separator)
     if len(fields) != 5:
-        raise ValueError(f'{file}, line {number}: {len(fields)} columns, expected 5: {", ".join(_COLUMNS)}')
-    _margin(file, number, fields)
-    return fields
+        raise ValueError(f'{file}, line {number}: {len(fields)} columns, expected 5 separated by '
+                         f'{"tabs" if separator else "white space"}: {", ".join(columns)}')
+    return _margin(file, number, fields), *fields[2:]
 
 
 def _margin(file: str | os.PathLike, number: int, fields: list[str]) -> float:
     try:
         margin = float(fields[0]) - float(fields[1])
     except ValueError as error:
-        raise ValueError(f'{file}, line {number}: the scores are {fields[0]!r} and {fields[1]!r}, expected numbers '
-                         f'(columns {", ".join(_COLUMNS)})') from error
-    if not np.isfinite(margin):
+        raise ValueError(f'{file}, line {number}: the scores are {fields[0]!r} and {fields[1]!r}, expected '
+                         'numbers') from error
+    if not abs(margin) <= np.finfo(np.float32).max:
         raise ValueError(f'{file}, line {number}: the scores are {fields[0]} and {fields[1]}, expected finite numbers')
     return margin
-
-
-def _table(file: str | os.PathLike, rows: list[tuple[int, int, int, float]]) -> np.ndarray:
-    if not rows:
-        raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
-    return np.array(rows, dtype=_ROW)

@@ -35,11 +35,14 @@ class QueryClusters(pt.Artifact):
         super().__init__(str(path))
         folder = Path(path)
         if not (folder / 'pt_meta.json').exists():
-            raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors).save(path), or read_text(…), '
-                             'makes them')
+            raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors).save(path), or '
+                             'read_text(…), makes them')
         meta, centroids = read_json(folder / 'pt_meta.json'), folder / 'centroids.npy'
-        self._set(np.load(folder / 'assignment.npy', allow_pickle=False),
-                  np.load(centroids, allow_pickle=False) if centroids.exists() else None, meta['n_clusters'])
+        try:
+            self._set(np.load(folder / 'assignment.npy', allow_pickle=False),
+                      np.load(centroids, allow_pickle=False) if centroids.exists() else None, meta['n_clusters'])
+        except (EOFError, OSError, ValueError) as error:
+            raise ValueError(f'{folder} is damaged ({error}); delete it and cluster again') from error
         if self.fingerprint != meta['fingerprint']:
             raise ValueError(f'{folder} is damaged: its assignment is not the one that was written; delete it and '
                              'cluster again')

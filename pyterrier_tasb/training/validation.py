@@ -58,3 +58,30 @@ class RerankingPool:
         scores = np.einsum('nd,nd->n', query_vecs[self.query_row], doc_vecs[self.doc_row])
         values = self._evaluator.calc_aggregate(self._run.assign(score=scores))
         return {str(self.measure): float(values[self.measure])}
+
+
+def by_reciprocal_rank(results: pd.DataFrame, qrels: pd.DataFrame, n: int, *, seed: int = 0) -> pd.DataFrame:
+    """Candidates of `n` validation queries, easy and hard ones in equal shares.
+
+    Queries are put into bins by the reciprocal rank of their first relevant candidate (1, 1/2, … 1/10, lower, none),
+    and drawn from the bins in turn: most queries of a large validation set are alike, and a sample of them says little.
+
+    Args:
+        results: qid, docno and what else validation needs; in order of rank within a query.
+        qrels: qid, docno, label.
+        n: Queries to keep; all where there are fewer.
+        seed: Of the draw.
+
+    Returns:
+        The rows of `results` of the queries drawn.
+    """
+    positive = set(map(tuple, qrels.loc[qrels['label'] > 0, ['qid', 'docno']].astype(str).values))
+    judged = results[results['qid'].isin(set(qrels['qid']))]
+    relevant = [pair in positive for pair in zip(judged['qid'].astype(str), judged['docno'].astype(str), strict=True)]
+    rank = judged.groupby('qid', sort=False).cumcount() + 1
+    first = rank.where(relevant).groupby(judged['qid'], sort=True).min()
+    bins = first.clip(upper=11).fillna(12)
+    shuffled = bins.sample(frac=1, random_state=seed)
+    turn = shuffled.groupby(shuffled).cumcount()
+    kept = shuffled.index[np.lexsort((shuffled, turn))][:n]
+    return results[results['qid'].isin(set(kept))].reset_index(drop=True)

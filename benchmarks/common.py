@@ -1,0 +1,88 @@
+"""What every benchmark prints: the machine, the versions, medians of interleaved runs and their ratios."""
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import pandas as pd
+import pyterrier as pt
+import torch
+
+_PACKAGES = ('pyterrier-tasb', 'torch', 'transformers', 'sentence-transformers', 'pyterrier-dr', 'numpy', 'faiss-cpu')
+
+
+def machine() -> str:
+    """One line: processor, cores, threads, GPU, versions."""
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f'{name} {version(name)}')
+        except PackageNotFoundError:
+            pass
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+    return (f'{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}; '
+            f'Python {platform.python_version()}, {", ".join(found)}')
+
+
+def processor() -> str:
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as lines:
+            return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def interleaved(variants: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each variant in each round; all run once before any runs twice, so that drift hits all alike.
+
+    Args:
+        variants: Name → what is timed; it gets the round's number.
+        rounds: Rounds that count.
+        warm_up: Rounds before them that do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in pt.tqdm(range(warm_up + rounds), desc='rounds'):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run(number)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(title: str, seconds: Mapping[str, list[float]], work: float, unit: str, peers: Mapping[str, str]) -> None:
+    """Print medians as a table; a ratio is the median over rounds of peer's seconds / ours, paired by round.
+
+    Args:
+        title: Heading.
+        seconds: Of :func:`interleaved`.
+        work: Units done in one round.
+        unit: Their name.
+        peers: Row → the row it is compared with.
+    """
+    rows = []
+    for name, times in seconds.items():
+        peer = peers.get(name)
+        ratios = [theirs / ours for ours, theirs in zip(times, seconds[peer])] if peer else []
+        rows.append({'': name, f'{unit}/s': f'{work / statistics.median(times):.1f}',
+                     'rounds': len(times), 'spread': f'{(max(times) - min(times)) / statistics.median(times):.0%}',
+                     'ratio': f'{statistics.median(ratios):.2f}×' if ratios else '', 'against': peer or ''})
+    print(f'\n## {title}\n\n{markdown(pd.DataFrame(rows))}\n\n{machine()}\n')
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame as a table in Markdown."""
+    lines = [f'| {" | ".join(map(str, frame.columns))} |', '|---' * len(frame.columns) + '|']
+    return '\n'.join([*lines, *(f'| {" | ".join(map(str, row))} |' for row in frame.values.tolist())])

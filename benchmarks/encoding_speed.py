@@ -1,0 +1,75 @@
+"""Passages encoded a second and peak memory: ours against SentenceTransformer.encode and pyterrier_dr.HgfBiEncoder.
+
+Each runs in a process of its own for the memory, and interleaved in one process for the time.
+"""
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pandas as pd
+from common import interleaved, machine, markdown, peak_memory, report
+
+from pyterrier_tasb import Encoder, minilm, pydocs
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--passages', type=int, default=1024)
+    parser.add_argument('--max-words', type=int, default=60)
+    parser.add_argument('--rounds', type=int, default=3)
+    parser.add_argument('--model', default=None, help='default: the packaged MiniLM')
+    parser.add_argument('--memory-of', default=None, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def encoders(path: str, names: list[str] | None = None) -> dict[str, Callable[[list[str]], object]]:
+    """Name → texts to vectors."""
+    def hgf() -> Callable:
+        from pyterrier_dr import HgfBiEncoder
+        return HgfBiEncoder.from_pretrained(path, batch_size=32, device='cpu').encode_docs
+
+    def st() -> Callable:
+        from sentence_transformers import SentenceTransformer
+        model = SentenceTransformer(path, device='cpu')
+        model.max_seq_length = 200
+        return lambda texts: model.encode(texts, batch_size=32)
+
+    def ours(amp: str) -> Callable:
+        encoder = Encoder.load(path, amp=amp, doc_max_length=200, device='cpu')
+        return lambda texts: encoder.encode(encoder.tokenise(texts, 'doc'))
+
+    makers = {'HgfBiEncoder': hgf, 'SentenceTransformer': st, 'ours fp32': lambda: ours('off'),
+              'ours bf16': lambda: ours('bf16')}
+    return {name: make() for name, make in makers.items() if names is None or name in names}
+
+
+def main() -> None:
+    args = arguments()
+    path = args.model or minilm()
+    texts = [doc['text'] for doc in pydocs.load(max_words=args.max_words).get_corpus_iter()][:args.passages]
+    if args.memory_of:
+        encode = encoders(path, [args.memory_of])[args.memory_of]
+        encode(texts[:8])
+        before = peak_memory()
+        encode(texts)
+        print(f'{before:.2f} {peak_memory():.2f}')
+        return
+    seconds = interleaved({name: lambda _, encode=encode: encode(texts) for name, encode in encoders(path).items()},
+                          args.rounds)
+    report('Encoding against SentenceTransformer', seconds, len(texts), 'passages',
+           {'ours fp32': 'SentenceTransformer', 'ours bf16': 'SentenceTransformer'})
+    report('Encoding against HgfBiEncoder', seconds, len(texts), 'passages',
+           {'ours fp32': 'HgfBiEncoder', 'ours bf16': 'HgfBiEncoder'})
+    rows = []
+    for name in seconds:
+        done = subprocess.run([sys.executable, *sys.argv, '--memory-of', name], check=True, capture_output=True, text=True)
+        before, after = done.stdout.split()[-2:]
+        rows.append({'': name, 'peak GB with the model loaded': before, 'peak GB when done': after})
+    print(f'## Memory\n\n{markdown(pd.DataFrame(rows))}\n\n{machine()}')
+
+
+if __name__ == '__main__':
+    main()
