@@ -60,7 +60,7 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
         expansion: Applied to documents before they are indexed, `Doc2Query(append=True)` for docT5query.
 
     Raises:
-        ValueError: An engine that is not known, a docno that it cannot hold, or an empty corpus.
+        ValueError: An engine that is not known, a document that it cannot hold, or an empty corpus.
         ImportError: No engine is there.
     """
     engine = available_engine() if engine == 'auto' else engine
@@ -100,6 +100,8 @@ def _checked(corpus: Iterable[dict], fits: Callable[[str], bool], rule: str) -> 
     for doc in corpus:
         if not fits(doc['docno']):
             raise ValueError(f'docno {doc["docno"]!r}: {rule}')
+        if not isinstance(doc['text'], str):
+            raise ValueError(f'the text of {doc["docno"]!r} is no string but {type(doc["text"]).__name__}')
         yield {'docno': doc['docno'], 'text': doc['text']}
 
 

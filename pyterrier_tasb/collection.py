@@ -86,13 +86,13 @@ class Collection(_Texts):
         """Queries of a split: qid, query."""
         source, keep = self._source(variant)
         rows = _read(self.path / f'queries.{source}.tsv', {'qid': str, 'query': str}, tab_only=True)
-        return rows[rows['qid'].map(keep)].reset_index(drop=True)
+        return _of_split(rows, keep)
 
     def get_qrels(self, variant: str = 'test') -> pd.DataFrame:
         """Judgements of a split: qid, docno, label."""
         source, keep = self._source(variant)
         rows = _read(self.path / f'qrels.{source}.tsv', {'qid': str, 'iteration': str, 'docno': str, 'label': int})
-        return rows[rows['qid'].map(keep)].drop(columns='iteration').reset_index(drop=True)
+        return _of_split(rows.drop(columns='iteration'), keep)
 
     def _source(self, variant: str) -> tuple[str, Callable[[str], bool]]:
         _check_split(variant)
@@ -136,13 +136,13 @@ class IrdsCollection(_Texts):
         topics = source.get_topics()
         name = next(name for name in ('query', 'text', 'title', *topics.columns) if name in topics and name != 'qid')
         topics = topics[['qid', name]].rename(columns={name: 'query'}).astype(str)
-        return topics[topics['qid'].map(keep)].reset_index(drop=True)
+        return _of_split(topics, keep)
 
     def get_qrels(self, variant: str = 'test') -> pd.DataFrame:
         """Judgements of a split: qid, docno, label."""
         source, keep = self._source(variant)
         qrels = source.get_qrels()[['qid', 'docno', 'label']].astype({'qid': str, 'docno': str, 'label': int})
-        return qrels[qrels['qid'].map(keep)].reset_index(drop=True)
+        return _of_split(qrels, keep)
 
     def _source(self, variant: str) -> tuple[Any, Callable[[str], bool]]:  # noqa: ANN401
         _check_split(variant)
@@ -210,6 +210,10 @@ def _tenth(qid: str) -> int:
 
 def _held_out(qid: str) -> bool:
     return _tenth(qid) == 0
+
+
+def _of_split(rows: pd.DataFrame, keep: Callable[[str], bool]) -> pd.DataFrame:
+    return rows[rows['qid'].map(keep).astype(bool)].reset_index(drop=True)   # no rows: pandas has no bool to infer
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

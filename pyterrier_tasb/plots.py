@@ -82,8 +82,7 @@ def margins(plan: BatchPlan, n_batches: int = 200, bins: int = 40) -> Figure:
 
     every = np.asarray(pairs.margin[rows], dtype=np.float64)
     figure, (left, right) = _figure(2)
-    span = np.linspace(min(every.min(), drawn.min()), max(every.max(), drawn.max()), bins + 1)
-    _histograms(left, span, every, drawn, 'teacher margin')
+    _histograms(left, np.histogram_bin_edges(every, bins), every, drawn, 'teacher margin')
     _histograms(right, np.linspace(0, 1, bins + 1), relative(every, query), relative(drawn, drawn_query),
                 "margin within its query's range")
     left.legend(frameon=False)
@@ -91,8 +90,10 @@ def margins(plan: BatchPlan, n_batches: int = 200, bins: int = 40) -> Figure:
 
 
 def _histograms(ax: Axes, edges: np.ndarray, every: np.ndarray, drawn: np.ndarray, label: str) -> None:
-    ax.hist(every, edges, density=True, alpha=.5, label='all pairs')
-    ax.hist(drawn, edges, density=True, histtype='step', linewidth=1.6, label='drawn for batches')
+    for values, style in ((every, {'alpha': .5, 'label': 'all pairs'}),
+                          (drawn, {'histtype': 'step', 'linewidth': 1.6, 'label': 'drawn for batches'})):
+        if len(values):
+            ax.hist(values, edges, density=True, **style)
     ax.set(xlabel=label, ylabel='density')
 
 
@@ -140,7 +141,7 @@ def clusters(query_clusters: QueryClusters, vectors: np.ndarray, queries: Sequen
     ax.scatter(*points[assigned].T, c=query_clusters.assignment[assigned] % 20, cmap='tab20', s=5, alpha=.55,
                linewidths=0)
     words = cluster_words(query_clusters, queries)
-    for cluster in np.argsort(-query_clusters.sizes, kind='stable')[:n_labels]:
+    for cluster in np.argsort(-query_clusters.sizes, kind='stable')[:min(n_labels, (query_clusters.sizes > 0).sum())]:
         members = query_clusters.members(int(cluster))
         ax.annotate(', '.join(words[cluster]), np.median(points[members], axis=0), ha='center', fontsize=8,
                     bbox={'facecolor': 'white', 'alpha': .75, 'edgecolor': 'none', 'pad': 1})

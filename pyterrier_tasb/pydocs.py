@@ -258,7 +258,8 @@ def _parse(text: str, max_words: int) -> Docstring | None:
 
 
 def _clean(text: str) -> str:
-    lines = [line for line in text.splitlines() if not re.match(r'\s*(>>>|\.\.\.(\s|$)|[-=~^]{3,}\s*$|\.\. \w+::)', line)]
+    lines = [line for line in text.splitlines()
+             if not re.match(r'\s*(>>>|\.\.\.(\s|$)|[-=~^]{3,}\s*$|\.\. \w+::)', line)]
     return re.sub(r':\w+:`~?([^`]*)`|`+([^`]*)`+', r'\1\2', '\n'.join(lines))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 import pyterrier_dr
+from more_itertools import peekable
 
 from ._files import atomic_dir
 from .pairs.examples import text_loader
@@ -58,12 +59,13 @@ def build_index(doc_encoder: pt.Transformer, corpus: Iterable[dict], path: str |
     path = Path(path)
     if path.exists() and not overwrite:
         raise ValueError(f'{path} exists: index to a new path, or pass overwrite=True')
+    corpus = peekable(corpus)
+    if not corpus:
+        raise ValueError('the corpus has no documents: nothing was indexed')
     with atomic_dir(path, overwrite=overwrite) as part:
         index = pyterrier_dr.FlexIndex(str(part), verbose=False)
         shutil.rmtree(part)   # an index that exists counts as built
         (doc_encoder >> index.indexer()).index(corpus)
-        if not (part / 'pt_meta.json').exists() or not len(pyterrier_dr.FlexIndex(str(part))):
-            raise ValueError('the corpus has no documents: nothing was indexed')
     return pyterrier_dr.FlexIndex(str(path))
 
 

@@ -86,7 +86,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.clusters = clusters
         self.cluster_encoder = cluster_encoder
         self.training = training
-        self.device = pyterrier_dr.infer_device(device)
+        self.device = _device(device)
         self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                     device=self.device, amp=amp)
         self.amp = amp
@@ -186,12 +186,14 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 message names the column, the ids and the remedy.
         """
         from .fitting import Fit
+        from .training.state import main_process_first
         with work_directory(work_dir) as folder:
             fit = Fit(self, folder, resume=resume)
-            pool = fit.validation_pool(topics_or_res_va, qrels_va)                 # when to stop
-            examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)             # what to learn from
-            clusters = fit.clusters(examples)                                      # topics, once
-            batches = fit.batches(examples, clusters)                              # what goes in a batch, whom to imitate
+            with main_process_first(self.device):
+                pool = fit.validation_pool(topics_or_res_va, qrels_va)             # when to stop
+                examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)         # what to learn from
+                clusters = fit.clusters(examples)                                  # topics, once
+                batches = fit.batches(examples, clusters)                          # what is in a batch, whom to imitate
             self.record = fit.train(batches, pool)                                 # how weights move
             self.model_name = fit.new_identity()
         return self
@@ -341,3 +343,10 @@ class TextScorer(pyterrier_dr.biencoder.BiScorer):
 
     def _key(self) -> tuple:
         return self.bi_encoder_model, self.verbose, self.batch_size, self.sim_fn
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; in a distributed run each process has a GPU of its own."""
+    if device is None and 'LOCAL_RANK' in os.environ and torch.cuda.is_available():
+        return torch.device('cuda', int(os.environ['LOCAL_RANK']))
+    return pyterrier_dr.infer_device(device)

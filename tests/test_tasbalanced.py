@@ -161,47 +161,6 @@ def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, 
         other.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
 
 
-BAD = {
-    'nothing': (lambda r, q: ((), {}), 'nothing to learn from'),
-    'lone validation topics': (lambda r, q: ((r, q, r, None), {}), 'only topics_or_res_va was given'),
-    'lone validation qrels': (lambda r, q: ((r, q, None, q), {}), 'only qrels_va was given'),
-    'empty results': (lambda r, q: ((r.iloc[:0], q), {}), 'is empty'),
-    'empty qrels': (lambda r, q: ((r, q.iloc[:0]), {}), 'qrels are empty'),
-    'no label above 0': (lambda r, q: ((r, q.assign(label=0)), {}), 'no positive passage'),
-    'label is text': (lambda r, q: ((r, q.assign(label='good')), {}), "first value 'good'"),
-    'contradicting labels': (lambda r, q: ((r, pd.concat([q, q.assign(label=5)])), {}), 'different labels'),
-    'duplicate rows': (lambda r, q: ((pd.concat([r, r.iloc[:3]]), q), {}), 'repeat a .qid, docno.'),
-    'no text': (lambda r, q: ((r.drop(columns='text'), q), {}), "no column 'text'"),
-    'no score': (lambda r, q: ((r.drop(columns='score'), q), {}), 'no column score'),
-    'score is NaN': (lambda r, q: ((r.assign(score=float('nan')), q), {}), 'NaN or infinite'),
-    'score is infinite': (lambda r, q: ((r.assign(score=float('inf')), q), {}), 'NaN or infinite'),
-    'query is missing': (lambda r, q: ((r.assign(query=None), q), {}), 'no query text'),
-    'decimal qids': (lambda r, q: ((r.assign(qid=1.5), q), {}), 'holds decimals'),
-    'foreign qids': (lambda r, q: ((r.assign(qid='x' + r['qid']), q), {}), 'has a positive in the qrels'),
-    'two texts of one query': (lambda r, q: ((r.assign(qid='q1', docno=[str(i) for i in range(len(r))]), q), {}),
-                               'more than one query text'),
-    'topics without candidates': (lambda r, q: ((r[['qid', 'query']].drop_duplicates(), q), {}), 'negatives='),
-    'a list for a frame': (lambda r, q: (([1], q), {}), 'must be a DataFrame'),
-    'pairs without topics': (lambda r, q: ((), {'pairs': [('q', 'a', 'b')]}), "queries' texts"),
-}
-
-
-@pytest.mark.parametrize('case', BAD)
-def test_bad_input_is_refused_before_training(tasb, toy_results, toy_qrels, case, monkeypatch, tmp_path):
-    arguments, message = BAD[case]
-    args, kwargs = arguments(toy_results, toy_qrels)
-    monkeypatch.setattr('pyterrier_tasb.fitting.train', lambda *a, **k: pytest.fail('training began'))
-    with pytest.raises(ValueError, match=message):
-        tasb.fit(*args, **kwargs, work_dir=tmp_path / 'work')
-    assert not (tmp_path / 'work').exists()
-
-
-@pytest.mark.parametrize('column', ['qid', 'query'])
-def test_a_missing_training_column_is_named(tasb, toy_results, toy_qrels, column):
-    with pytest.raises(KeyError, match=column):
-        tasb.fit(toy_results.drop(columns=column), toy_qrels)
-
-
 def test_fewer_queries_than_a_batch(tiny_bert_dir, toy_results, toy_qrels):
     tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(batch_size=61))
     with pytest.raises(ValueError, match='60 queries have training pairs, fewer than a batch of 61'):

@@ -23,6 +23,7 @@ from .store import ScoredPairs, write_meta
 _BLOCK = 32 << 20          # bytes of text parsed at a time
 _N_BUCKETS = 64            # temporary files that queries are spread over: one is sorted in memory at a time
 _MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings, in dictionaries
+_MOST_MARGIN = float(np.finfo(np.float32).max)
 _ROW = np.dtype([('query', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 _COLUMNS = ('pos_score', 'neg_score', 'query_id', 'pos_pid', 'neg_pid')
 _TEXT_COLUMNS = ('pos_score', 'neg_score', 'query', 'pos_text', 'neg_text')
@@ -201,7 +202,8 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
         _find_bad_line(file, number, block)
         raise _NotNumbersError
     ids = [frame[i].to_numpy() for i in (2, 3, 4)]
-    margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
+    with np.errstate(invalid='ignore', over='ignore'):   # such lines are found and named below
+        margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
     if not np.isfinite(margin).all():
         _find_bad_line(file, number, block)
     if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _has_leading_zeros(block):
@@ -264,6 +266,6 @@ def _margin(file: str | os.PathLike, number: int, fields: list[str]) -> float:
     except ValueError as error:
         raise ValueError(f'{file}, line {number}: the scores are {fields[0]!r} and {fields[1]!r}, expected '
                          'numbers') from error
-    if not abs(margin) <= np.finfo(np.float32).max:
+    if not abs(margin) <= _MOST_MARGIN:
         raise ValueError(f'{file}, line {number}: the scores are {fields[0]} and {fields[1]}, expected finite numbers')
     return margin

@@ -73,6 +73,8 @@ class BatchPlan:
             raise ValueError(f'batch_size={batch_size}: must be at least 1')
         if not 1 <= clusters_per_batch <= batch_size:
             raise ValueError(f'clusters_per_batch={clusters_per_batch}: must be between 1 and the batch size')
+        if not 0 <= size_power < float('inf'):
+            raise ValueError(f'size_power={size_power}: must be 0 or above')
         if not 0 <= seed < 2**63:
             raise ValueError(f'seed={seed}: must be a whole number from 0 to below 2**63')
         self.pairs, self.sampling, self.batch_size = pairs, sampling, batch_size

@@ -33,19 +33,28 @@ class Checkpoint:
     settings: dict
 
 
-def load(name_or_path: str, *, query_max_length: int, doc_max_length: int, device: torch.device) -> Checkpoint:
+def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int | None,
+         device: torch.device) -> Checkpoint:
     """Read a checkpoint, whichever layout it has.
+
+    Args:
+        name_or_path: A directory or hub name.
+        query_max_length: Tokens of a query; None takes what the checkpoint says, else 32.
+        doc_max_length: Tokens of a passage; None takes what the checkpoint says, else 200.
+        device: Where the weights go.
 
     Raises:
         ValueError: Its weights are no safetensors, or it is no encoder.
     """
-    lengths = dict(query_max_length=query_max_length, doc_max_length=doc_max_length)
+    metadata = _metadata(name_or_path)
+    lengths = dict(
+        query_max_length=metadata.get('query_maxlen', 32) if query_max_length is None else query_max_length,
+        doc_max_length=metadata.get('doc_maxlen', 200) if doc_max_length is None else doc_max_length)
     weights = _weights_file(name_or_path)
     names = _names(weights)
     if 'compressor.weight' in names:
         return _released(name_or_path, weights, lengths, device)
     encoder = Encoder.load(name_or_path, device=device, **lengths)
-    metadata = _metadata(name_or_path)
     if 'linear.weight' not in names:
         return Checkpoint(encoder, None, metadata.get('normalize'), metadata)
     with safe_open(weights, 'pt') as file:
@@ -119,8 +128,9 @@ def _weights_file(name_or_path: str) -> str:
     if folder.is_dir():
         if not (folder / 'model.safetensors').exists():
             other = [file.name for file in folder.glob('*.bin')]
-            raise ValueError(f'{folder} has no model.safetensors{f" but {other}, which can run code" if other else ""}: '
-                             'convert it once with save_pretrained(…, safe_serialization=True)')
+            found = f' but {other}, which can run code' if other else ''
+            raise ValueError(f'{folder} has no model.safetensors{found}: convert it once with '
+                             'save_pretrained(…, safe_serialization=True)')
         return str(folder / 'model.safetensors')
     from huggingface_hub import hf_hub_download
     try:

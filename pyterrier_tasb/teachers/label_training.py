@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ir_measures
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -29,11 +30,11 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                   resume: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
+    validate = _validation(teacher, validation, validation_qrels, training.measure)
     examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus, text_field=teacher.text_field,
                        scores_needed=False, max_pairs_per_query=training.max_pairs_per_query, seed=training.seed,
                        context=teacher, claim=lambda data: claim(folder, 'work', {
                            **data, 'teacher': teacher.model_name, **training.to_dict()}))
-    validate = _validation(teacher, validation, validation_qrels, training.measure)
     batches = LabelledBatches(teacher, examples, BatchPlan(
         examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed))
     try:
@@ -110,9 +111,10 @@ def _validation(teacher: LateInteraction, results: pd.DataFrame | None, qrels: p
         raise ValueError('validation needs both results and qrels, or neither')
     if results is None:
         return None
+    parsed = ir_measures.parse_measure(measure)
     pt.validate.result_frame(results, extra_columns=['query', teacher.text_field], context=teacher)
 
     def validate() -> dict[str, float]:
         teacher.weights_changed()   # vectors of earlier weights are worth nothing
-        return pt.Evaluate(teacher(results), qrels, metrics=[measure])
+        return pt.Evaluate(teacher(results), qrels, metrics=[parsed])
     return validate

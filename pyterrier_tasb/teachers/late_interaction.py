@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint, work_directory
-from ..encoding import Tokens
+from ..encoding import Encoder, Tokens
 from ..texts import TextStore
 from ..training.config import Training
 from . import colbert
@@ -29,9 +29,9 @@ _Ragged = tuple[torch.Tensor, torch.Tensor]   # token vectors [T, D], lengths [N
 class TokenEncoder(torch.nn.Module):
     """Tokens → token vectors: encoder, optional projection, optional unit length."""
 
-    def __init__(self, checkpoint: colbert.Checkpoint, normalize: bool) -> None:
+    def __init__(self, encoder: Encoder, projection: torch.nn.Linear | None, normalize: bool) -> None:
         super().__init__()
-        self.encoder, self.projection, self.normalize = checkpoint.encoder, checkpoint.projection, normalize
+        self.encoder, self.projection, self.normalize = encoder, projection, normalize
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """float32[T, D]."""
@@ -52,18 +52,19 @@ class LateInteraction(pt.Estimator):
 
     schematic = {'label': 'LateInteraction'}
 
-    def __init__(self, model_name: str | os.PathLike, *, query_max_length: int = 32, doc_max_length: int = 200,
-                 mask_tokens: int = 0, normalize: bool | None = None, scale: float | None = None,
-                 training: Training | None = None, text_field: str = 'text', cache_bytes: int = 1 << 30,
-                 cache_dir: str | os.PathLike | None = None, verbose: bool = False,
+    def __init__(self, model_name: str | os.PathLike, *, query_max_length: int | None = None,
+                 doc_max_length: int | None = None, mask_tokens: int | None = None, normalize: bool | None = None,
+                 scale: float | None = None, training: Training | None = None, text_field: str = 'text',
+                 cache_bytes: int = 1 << 30, cache_dir: str | os.PathLike | None = None, verbose: bool = False,
                  device: str | torch.device | None = None) -> None:
         """Load a checkpoint.
 
         Args:
             model_name: A directory or hub name: a ColBERT checkpoint, or any encoder.
-            query_max_length: Tokens of a query.
-            doc_max_length: Tokens of a passage.
-            mask_tokens: [MASK] tokens added to each query; the paper's released teacher was trained with 8.
+            query_max_length: Tokens of a query; None takes what the checkpoint says, else 32.
+            doc_max_length: Tokens of a passage; None takes what the checkpoint says, else 200.
+            mask_tokens: [MASK] tokens added to each query; None takes what the checkpoint says, else 0. The paper's
+                released teacher was trained with 8.
             normalize: Unit-length token vectors; None takes what the checkpoint says, else True.
             scale: Factor on the scores; None takes what the checkpoint says, else 1.
             training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5.
@@ -79,16 +80,18 @@ class LateInteraction(pt.Estimator):
         """
         super().__init__()
         self.model_name = str(model_name)
-        self.query_max_length, self.doc_max_length, self.mask_tokens = query_max_length, doc_max_length, mask_tokens
         self.text_field, self.cache_bytes, self.cache_dir, self.verbose = text_field, cache_bytes, cache_dir, verbose
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                   device=self.device)
+        self.query_max_length = checkpoint.encoder.query_max_length
+        self.doc_max_length = checkpoint.encoder.doc_max_length
+        self.mask_tokens = int(checkpoint.settings.get('mask_tokens', 0) if mask_tokens is None else mask_tokens)
         said = True if checkpoint.normalize is None else checkpoint.normalize
         self.normalize = said if normalize is None else normalize
         self.scale = float(checkpoint.settings.get('scale', 1.0) if scale is None else scale)
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
-        self.module = TokenEncoder(checkpoint, self.normalize).eval()
+        self.module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
         self._cache = _VectorCache(cache_bytes)
         self.record: dict[str, Any] | None = None
 
@@ -170,7 +173,7 @@ class LateInteraction(pt.Estimator):
         Args:
             topics_or_res_tr: Results with text, or topics where `negatives` and `corpus` are given.
             qrels_tr: Training qrels.
-            topics_or_res_va: Validation results with text, or topics.
+            topics_or_res_va: Validation results with text.
             qrels_va: Validation qrels.
             negatives: The pipeline that mines candidates for topics.
             corpus: Anything with a text loader.
@@ -204,7 +207,8 @@ class LateInteraction(pt.Estimator):
         """
         colbert.save(colbert.Checkpoint(self.module.encoder, self.module.projection, self.normalize,
                                         {'scale': self.scale, 'query_maxlen': self.query_max_length,
-                                         'doc_maxlen': self.doc_max_length}), path, overwrite=overwrite)
+                                         'doc_maxlen': self.doc_max_length, 'mask_tokens': self.mask_tokens}),
+                     path, overwrite=overwrite)
         return Path(path)
 
     # ---- identity ----------------------------------------------------------------------------------------------
@@ -213,7 +217,12 @@ class LateInteraction(pt.Estimator):
         """The same weights with other settings."""
         other = copy.copy(self)
         for name, value in attributes.items():
+            if not hasattr(other, name):
+                raise ValueError(f'LateInteraction has no attribute {name!r}')
             setattr(other, name, value)
+        encoder = self.module.encoder.with_lengths(other.query_max_length, other.doc_max_length)
+        other.module = TokenEncoder(encoder, self.module.projection, other.normalize).eval()
+        other._cache = _VectorCache(other.cache_bytes)   # vectors of other settings are no use
         return other
 
     def subtransformers(self) -> dict[str, pt.Transformer]:

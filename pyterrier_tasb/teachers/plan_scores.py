@@ -36,8 +36,8 @@ class TeacherScores(pt.Artifact):
         super().__init__(str(path))
         folder = Path(path)
         if not (folder / 'pt_meta.json').exists():
-            raise ValueError(f'{folder} holds no whole teacher scores: TeacherScores.build(path, teacher, plan, …) makes '
-                             'them, or goes on where it was interrupted')
+            raise ValueError(f'{folder} holds no whole teacher scores: TeacherScores.build(path, teacher, plan, …) '
+                             'makes them, or goes on where it was interrupted')
         meta = read_json(folder / 'pt_meta.json')
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
         self.batch_size, self.teacher = meta['batch_size'], meta['teacher']

@@ -24,3 +24,14 @@ def untouched_global_state() -> Iterator[None]:
             for name in set(os.environ) - set(environment):
                 del os.environ[name]
             os.environ.update(environment)
+
+
+@contextmanager
+def main_process_first(device: torch.device) -> Iterator[None]:
+    """In a distributed run, the first process does the work of the block while the others wait; they find it done."""
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        yield
+        return
+    from accelerate import PartialState
+    with PartialState(cpu=device.type == 'cpu').main_process_first():
+        yield

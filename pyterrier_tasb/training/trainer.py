@@ -185,6 +185,7 @@ class _Trainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}'
+            (folder / _COMPLETE).unlink(missing_ok=True)   # of a damaged checkpoint that was here before
             write_json(folder / _COMPLETE, {file.name: _sha256(file) for file in sorted(folder.iterdir())})
 
 
@@ -293,7 +294,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     """
     output_dir = Path(output_dir)
     if not resume and any(output_dir.glob('checkpoint-*')):
-        raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another work_dir')
+        raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another '
+                         'work_dir')
     checkpoint = newest_checkpoint(output_dir) if resume else None
     start = read_json(checkpoint / 'trainer_state.json')['global_step'] if checkpoint else 0
     progress = _Progress(desc)

@@ -1,0 +1,184 @@
+"""Query clusters: k-means, files on disk, and the published text format."""
+import numpy as np
+import pyterrier as pt
+import pytest
+
+from pyterrier_tasb.sampling import QueryClusters, default_k
+
+
+@pytest.fixture
+def vectors():
+    """90 vectors around 3 far centres, row i near centre i % 3."""
+    rng = np.random.default_rng(3)
+    centres = rng.normal(size=(3, 8)) * 10
+    return (centres[np.arange(90) % 3] + rng.normal(size=(90, 8))).astype(np.float32)
+
+
+def partition(clusters):
+    return {frozenset(clusters.members(c).tolist()) for c in range(clusters.n_clusters)} - {frozenset()}
+
+
+@pytest.mark.parametrize('n, k', [(1, 1), (99, 1), (400, 2), (400_000, 2000)])
+def test_a_cluster_for_every_200_queries(n, k):
+    assert default_k(n) == k
+
+
+@pytest.mark.parametrize('spherical', [False, True])
+def test_far_groups_are_found_from_some_start(vectors, spherical):
+    groups = {frozenset(range(i, 90, 3)) for i in range(3)}
+    assert any(partition(QueryClusters.fit(vectors, 3, spherical=spherical, seed=seed)) == groups for seed in range(20))
+
+
+@pytest.mark.parametrize('spherical', [False, True])
+def test_the_same_seed_gives_the_same_clusters(vectors, spherical):
+    clusters = QueryClusters.fit(vectors, 5, spherical=spherical, seed=1)
+    again = QueryClusters.fit(vectors, 5, spherical=spherical, seed=1)
+    np.testing.assert_array_equal(again.assignment, clusters.assignment)
+    np.testing.assert_array_equal(again.centroids, clusters.centroids)
+    assert again.fingerprint == clusters.fingerprint
+
+
+def test_another_seed_starts_elsewhere(vectors):
+    one, other = (QueryClusters.fit(vectors, 10, seed=seed) for seed in (0, 1))
+    assert partition(one) != partition(other)
+
+
+def test_euclidean_queries_are_with_the_nearest_centroid(vectors):
+    clusters = QueryClusters.fit(vectors, 7)
+    distance = ((vectors[:, None] - clusters.centroids[None]) ** 2).sum(-1)
+    np.testing.assert_array_equal(clusters.assignment, distance.argmin(1))
+
+
+def test_spherical_centroids_have_unit_length_and_the_largest_product(vectors):
+    clusters = QueryClusters.fit(vectors, 7, spherical=True)
+    np.testing.assert_allclose(np.linalg.norm(clusters.centroids, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(clusters.assignment, (vectors @ clusters.centroids.T).argmax(1))
+
+
+def test_spherical_looks_at_directions_only():
+    angles = np.array([0, .05, .1, 1.5, 1.55, 1.6])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1) * np.array([1, 50, 2, 1, 60, 3])[:, None]
+    assert partition(QueryClusters.fit(vectors, 2, spherical=True)) == {frozenset([0, 1, 2]), frozenset([3, 4, 5])}
+    assert partition(QueryClusters.fit(vectors, 2)) != {frozenset([0, 1, 2]), frozenset([3, 4, 5])}
+
+
+@pytest.mark.parametrize('k', [1, 90])
+def test_from_one_cluster_to_one_for_each_query(vectors, k):
+    clusters = QueryClusters.fit(vectors, k)
+    assert clusters.sizes.tolist() == [90 // k] * k
+
+
+def test_members_and_sizes_equal_the_assignment():
+    clusters = QueryClusters.from_assignment(np.array([2, -1, 0, 2, 0, 2]), n_clusters=5)
+    assert [clusters.members(c).tolist() for c in range(5)] == [[2, 4], [], [0, 3, 5], [], []]
+    assert clusters.sizes.tolist() == [2, 0, 3, 0, 0]
+
+
+@pytest.mark.parametrize('k', [0, 91])
+def test_k_must_fit_the_queries(vectors, k):
+    with pytest.raises(ValueError, match=f'k={k} clusters of 90 queries'):
+        QueryClusters.fit(vectors, k)
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_no_numbers_are_named(vectors, bad):
+    vectors[[4, 17], 2] = bad
+    with pytest.raises(ValueError, match=r'2 query vectors are NaN or infinite \(first rows: \[4, 17\]\)'):
+        QueryClusters.fit(vectors, 3)
+
+
+@pytest.mark.parametrize('spherical', [False, True])
+def test_global_random_state_is_left_alone(vectors, spherical, no_global_rng_change):
+    with no_global_rng_change():
+        QueryClusters.fit(vectors, 5, spherical=spherical)
+
+
+@pytest.mark.parametrize('assignment, n_clusters, message', [
+    ([-1, -1], None, 'no query has a cluster'), ([], None, 'no query has a cluster'), ([0, 3], 3, 'expected 0 to 2'),
+    ([0, -2], None, '-2 to 0')])
+def test_assignments_that_make_no_sense(assignment, n_clusters, message):
+    with pytest.raises(ValueError, match=message):
+        QueryClusters.from_assignment(np.array(assignment, dtype=np.int64), n_clusters=n_clusters)
+
+
+@pytest.mark.parametrize('load', [QueryClusters, pt.Artifact.load])
+@pytest.mark.parametrize('centroids', [True, False])
+def test_saved_clusters_come_back(vectors, tmp_path, load, centroids):
+    clusters = QueryClusters.fit(vectors, 4)
+    if not centroids:
+        clusters = QueryClusters.from_assignment(clusters.assignment, n_clusters=6)
+    saved = clusters.save(tmp_path / 'clusters')
+    for there in (saved, load(str(tmp_path / 'clusters'))):
+        assert isinstance(there, QueryClusters)
+        np.testing.assert_array_equal(there.assignment, clusters.assignment)
+        np.testing.assert_array_equal(there.sizes, clusters.sizes)
+        assert there.fingerprint == clusters.fingerprint
+        if centroids:
+            np.testing.assert_array_equal(there.centroids, clusters.centroids)
+        else:
+            assert there.centroids is None
+
+
+def test_nothing_is_written_over(vectors, tmp_path):
+    clusters = QueryClusters.fit(vectors, 4).save(tmp_path / 'clusters')
+    with pytest.raises(FileExistsError):
+        QueryClusters.fit(vectors, 5).save(tmp_path / 'clusters')
+    assert QueryClusters(tmp_path / 'clusters').fingerprint == clusters.fingerprint
+
+
+def test_a_directory_without_clusters_says_how_to_make_them(tmp_path):
+    with pytest.raises(ValueError, match='QueryClusters.fit'):
+        QueryClusters(tmp_path)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def other_values(file):
+    np.save(file, np.load(file)[::-1])
+
+
+@pytest.mark.parametrize('name, damage', [
+    ('assignment.npy', cut), ('assignment.npy', lambda file: file.write_bytes(b'')), ('assignment.npy', other_values),
+    ('assignment.npy', lambda file: file.unlink()), ('assignment.npy', lambda file: file.write_bytes(b'noise' * 50)),
+    ('centroids.npy', cut), ('pt_meta.json', cut)],
+    ids=['cut', 'empty', 'other values', 'lost', 'noise', 'cut centroids', 'cut meta'])
+def test_damaged_files_are_named(vectors, tmp_path, name, damage):
+    QueryClusters.fit(vectors, 4).save(tmp_path / 'clusters')
+    damage(tmp_path / 'clusters' / name)
+    with pytest.raises(ValueError, match=r'clusters.* is damaged'):
+        QueryClusters(tmp_path / 'clusters')
+
+
+def test_the_text_format_comes_back(vectors, tmp_path):
+    clusters = QueryClusters.fit(vectors, 4)
+    qids = [f'q{i}' for i in range(90)]
+    clusters.write_text(tmp_path / 'clusters.txt', qids)
+    lines = (tmp_path / 'clusters.txt').read_text().splitlines()
+    assert [line.split() for line in lines] == [[qids[row] for row in clusters.members(c)] for c in range(4)]
+    assert QueryClusters.read_text(tmp_path / 'clusters.txt', qids).fingerprint == clusters.fingerprint
+
+
+@pytest.mark.parametrize('text', ['a b\nc d\n', 'a b\nc d', '\ufeffa\tb \r\n\r\n  c\td\r\n', 'b  a\n\n\nd c\n\n'])
+def test_any_white_space_separates_ids(tmp_path, text):
+    (tmp_path / 'clusters.txt').write_bytes(text.encode())
+    clusters = QueryClusters.read_text(tmp_path / 'clusters.txt', ['a', 'b', 'c', 'd'])
+    assert clusters.assignment.tolist() == [0, 0, 1, 1] and clusters.n_clusters == 2
+
+
+def test_ids_on_one_side_only_are_counted(tmp_path):
+    (tmp_path / 'clusters.txt').write_text('a b x\ny z\nc\n')
+    with pytest.warns(UserWarning, match='3 query ids are no training queries, 1 training queries are in no cluster'):
+        clusters = QueryClusters.read_text(tmp_path / 'clusters.txt', ['a', 'b', 'c', 'd'])
+    assert clusters.assignment.tolist() == [0, 0, 2, -1] and clusters.sizes.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize('text, message', [
+    ('a b\nc a\n', 'line 2: query a is in more than one cluster'), ('x y\nz\n', 'none of its 3 query ids'),
+    ('', 'none of its 0 query ids')])
+def test_text_files_that_make_no_sense(tmp_path, text, message):
+    (tmp_path / 'clusters.txt').write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        QueryClusters.read_text(tmp_path / 'clusters.txt', ['a', 'b', 'c'])
+    assert 'clusters.txt' in str(error.value)

@@ -1,0 +1,197 @@
+"""Teachers made of scorers: weighted sums, scorers of whole batches, scorers behind a cache, and what binds them."""
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pytest
+import torch
+
+from pyterrier_tasb.pairs import ScoredPairs
+from pyterrier_tasb.sampling import BatchPlan
+from pyterrier_tasb.teachers import CachedScorer, LateInteraction, ScorerTeacher, WeightedSum, bind_in_batch_teacher
+from pyterrier_tasb.texts import TextStore
+
+QUERIES = ['best rose gardening', 'planet star', 'the the']
+DOCS = ['rose soil rose', 'star', 'planet comet star', 'the rose']
+ROWS = np.array([2, 0]), np.array([3, 0, 0, 1])
+
+
+@pytest.fixture
+def stores(tmp_path):
+    return (TextStore.build(tmp_path / 'queries', ((f'q{i}', text) for i, text in enumerate(QUERIES))),
+            TextStore.build(tmp_path / 'docs', ((f'd{j}', text) for j, text in enumerate(DOCS))))
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame([{'qid': f'q{i}', 'query': query, 'docno': f'd{j}', 'text': text}
+                         for i, query in enumerate(QUERIES) for j, text in enumerate(DOCS)])
+
+
+class Scorer(pt.Transformer):
+    """Scores a row by a function of query and text, counts rows, and answers in another order."""
+
+    def __init__(self, score, name):
+        self.score, self.name, self.rows = score, name, 0
+
+    def transform(self, inp):
+        pt.validate.result_frame(inp, extra_columns=['query', 'text'], context=self)
+        self.rows += len(inp)
+        scores = [self.score(query, text) for query, text in zip(inp['query'], inp['text'])]
+        return inp.assign(score=np.array(scores, dtype=float)).sort_values('score', ascending=False)
+
+    def __repr__(self):
+        return self.name
+
+
+def overlap(query, text):
+    return float(len(set(query.split()) & set(text.split())))
+
+
+def length(query, text):
+    return float(len(text) - 2 * len(query))
+
+
+def words():
+    return Scorer(overlap, 'words')
+
+
+def lengths():
+    return Scorer(length, 'lengths')
+
+
+def expected(score, queries=QUERIES, docs=DOCS):
+    return np.array([[score(query, text) for text in docs] for query in queries])
+
+
+# ---- weighted sums ---------------------------------------------------------------------------------------------------
+
+def test_a_sum_scores_in_the_order_given_and_ranks(frame):
+    frame = frame.sample(frac=1, random_state=3)
+    results = WeightedSum([(2.0, words()), (-.5, lengths())])(frame)
+    assert results[['qid', 'docno']].values.tolist() == frame[['qid', 'docno']].values.tolist()
+    assert results['score'].tolist() == [2 * overlap(q, t) - .5 * length(q, t)
+                                         for q, t in zip(frame['query'], frame['text'])]
+    for _, of_query in results.groupby('qid'):
+        assert of_query.sort_values('rank')['score'].is_monotonic_decreasing
+
+
+def test_a_bound_sum_gives_the_matrix_that_the_sum_would_give(stores):
+    found = WeightedSum([(2.0, words()), (-.5, ScorerTeacher(lengths()))]).bind(*stores)(*ROWS)
+    whole = 2 * expected(overlap) - .5 * expected(length)
+    np.testing.assert_allclose(found, whole[np.ix_(*ROWS)], atol=1e-5)
+
+
+def test_a_sum_may_hold_a_late_interaction_teacher(tiny_bert_dir, stores, frame):
+    inner = LateInteraction(tiny_bert_dir, device='cpu')
+    total = WeightedSum([(3.0, inner), (1.0, words())])
+    bound = total.bind(*stores)(np.arange(3), np.arange(4)).numpy()
+    np.testing.assert_allclose(bound, 3 * inner.score_matrix(QUERIES, DOCS).numpy() + expected(overlap), rtol=1e-5)
+    np.testing.assert_allclose(total(frame)['score'], bound.reshape(-1), rtol=1e-2)
+
+
+def test_a_row_that_a_teacher_leaves_out_is_an_error(frame):
+    lazy = pt.apply.generic(lambda res: words()(res).iloc[2:], transform_outputs=None)
+    with pytest.raises(ValueError, match='2 of 12 rows were not scored by every teacher'):
+        WeightedSum([(1.0, words()), (1.0, lazy)])(frame)
+
+
+def test_an_empty_sum_is_refused_and_an_empty_frame_is_not(frame):
+    with pytest.raises(ValueError, match='at least one'):
+        WeightedSum([])
+    results = WeightedSum([(1.0, words())])(frame.iloc[:0])
+    assert not len(results) and {'score', 'rank'} <= set(results.columns)
+
+
+def test_sums_are_equal_when_weights_and_teachers_are():
+    one = words()
+    assert WeightedSum([(1, one)]) == WeightedSum([(1.0, one)]) != WeightedSum([(2.0, one)])
+    assert hash(WeightedSum([(1, one)])) == hash(WeightedSum([(1.0, one)]))
+
+
+# ---- scorers of whole batches ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('rows', [ROWS, (np.array([1]), np.array([2])), (np.arange(3), np.arange(4))])
+def test_a_scorer_teaches_every_pair_of_a_batch(stores, rows):
+    found = ScorerTeacher(lengths()).bind(*stores)(*rows)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found, expected(length)[np.ix_(*rows)])
+
+
+def test_a_scorer_may_read_another_column(stores):
+    scorer = pt.apply.doc_score(lambda row: length(row['query'], row['passage']))
+    found = ScorerTeacher(scorer, 'passage').bind(*stores)(*ROWS)
+    np.testing.assert_array_equal(found, expected(length)[np.ix_(*ROWS)])
+
+
+@pytest.mark.parametrize('spoil, missing', [
+    (lambda res: res.iloc[3:], 3), (lambda res: res.assign(score=res['score'].where(res['text'] != 'star')), 2),
+    (lambda res: res.assign(score=float('inf')), 8)], ids=['left out', 'NaN', 'infinite'])
+def test_a_batch_that_is_not_wholly_scored_is_an_error(stores, spoil, missing):
+    scorer = pt.apply.generic(lambda res: spoil(words()(res)), transform_outputs=None)
+    with pytest.raises(ValueError, match=f'left {missing} of 8 .*without a finite score'):
+        ScorerTeacher(scorer).bind(*stores)(*ROWS)
+
+
+# ---- scorers behind a cache ------------------------------------------------------------------------------------------
+
+def test_a_second_run_does_not_ask_the_scorer_again(frame, tmp_path):
+    scorer = lengths()
+    first = CachedScorer(scorer, tmp_path / 'deep' / 'cache')(frame)
+    assert scorer.rows == len(frame)
+    again = CachedScorer(scorer, tmp_path / 'deep' / 'cache')(frame.sample(frac=1, random_state=2))
+    assert scorer.rows == len(frame)
+    merged = first.merge(again, on=['qid', 'docno'])
+    assert len(merged) == len(frame) and (merged['score_x'] == merged['score_y']).all()
+    assert (first['score'] == [length(q, t) for q, t in zip(first['query'], first['text'])]).all()
+
+
+def test_only_what_is_new_is_asked(frame, tmp_path):
+    scorer = words()
+    cached = CachedScorer(scorer, tmp_path / 'cache')
+    cached(frame.iloc[:5])
+    assert scorer.rows == 5
+    cached(frame)
+    assert scorer.rows == len(frame)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_score_that_is_no_number_is_refused_and_not_cached(frame, tmp_path, bad):
+    broken = Scorer(lambda query, text: bad if text == 'star' else 1.0, 'broken')
+    with pytest.raises(ValueError, match=r'broken gave 3 candidates a NaN or infinite .*q0, q1, q2, docnos d1\)'):
+        CachedScorer(broken, tmp_path / 'cache')(frame)
+    mended = Scorer(lambda query, text: 5.0 if text == 'star' else 1.0, 'mended')
+    results = CachedScorer(mended, tmp_path / 'cache')(frame)
+    assert (results['score'] == np.where(results['text'] == 'star', 5.0, 1.0)).all()
+
+
+def test_a_cached_scorer_goes_by_its_scorers_name(tmp_path):
+    assert repr(CachedScorer(words(), tmp_path / 'cache')) == 'words'
+    assert not (tmp_path / 'cache').exists()
+
+
+# ---- what a user may name --------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def plan():
+    pairs = ScoredPairs.from_arrays(None, ['q0', 'q1', 'q2'], ['d0', 'd1', 'd2', 'd3'], np.arange(3), np.zeros(3, int),
+                                    np.ones(3, int), np.zeros(3))
+    return BatchPlan(pairs, sampling='random', batch_size=2)
+
+
+@pytest.mark.parametrize('make', [lengths, lambda: ScorerTeacher(lengths()), lambda: WeightedSum([(1.0, lengths())])],
+                         ids=['transformer', 'bound', 'sum'])
+def test_scorers_and_teachers_are_bound(stores, plan, tmp_path, make):
+    found = bind_in_batch_teacher(make(), *stores, tmp_path, plan)(*ROWS)
+    np.testing.assert_array_equal(found, expected(length)[np.ix_(*ROWS)])
+
+
+def test_a_checkpoints_name_is_a_late_interaction_teacher(stores, plan, tmp_path, tiny_bert_dir):
+    found = bind_in_batch_teacher(tiny_bert_dir, *stores, tmp_path, plan)(*ROWS)
+    own = LateInteraction(tiny_bert_dir).bind(*stores)(*ROWS)
+    assert torch.equal(found, own)
+
+
+@pytest.mark.parametrize('teacher', [3, None, overlap, [1.0, 2.0]], ids=repr)
+def test_what_cannot_teach_is_refused_with_what_can(stores, plan, tmp_path, teacher):
+    with pytest.raises(ValueError, match='cannot teach: give a LateInteraction'):
+        bind_in_batch_teacher(teacher, *stores, tmp_path, plan)

@@ -1,0 +1,164 @@
+"""BM25 by both engines: the same columns, harmless queries, an index that is whole or not there."""
+import pandas as pd
+import pyterrier as pt
+import pytest
+
+from pyterrier_tasb.baselines import available_engine, bm25
+
+ENGINES = ['terrier', 'pisa']
+OPERATORS = ['rose^2 gardening', 'title:rose', '"rose gardening"', '+rose -soil', '{rose} (soil',
+             'rose AND | ~ * ? soil', 'who\'s "rose', '   ', '?', '']
+
+
+@pytest.fixture(scope='module', params=ENGINES)
+def engine(request):
+    return request.param
+
+
+@pytest.fixture(scope='module')
+def there(tmp_path_factory):
+    return tmp_path_factory.mktemp('bm25') / 'toy'
+
+
+@pytest.fixture(scope='module')
+def sparse(engine, _toy, there):
+    return bm25(_toy[0], there, engine=engine, num_results=20)
+
+
+def topics(*queries):
+    return pd.DataFrame({'qid': [f'q{i}' for i in range(len(queries))], 'query': queries})
+
+
+class Spoiled(pt.Transformer):
+    """Takes the text from the third document."""
+
+    def transform_iter(self, docs):
+        for i, doc in enumerate(docs):
+            yield doc if i != 2 else {'docno': doc['docno']}
+
+
+def failing(docs, error):
+    yield from docs
+    raise error
+
+
+def test_results_have_the_users_query_and_no_docid(sparse, toy_topics):
+    results = sparse.retriever(toy_topics)
+    assert set(results) == {'qid', 'query', 'docno', 'score', 'rank'}
+    words = toy_topics.set_index('qid')['query']
+    assert (results['query'] == results['qid'].map(words)).all()
+    assert set(results['qid']) == set(toy_topics['qid'])
+
+
+def test_the_document_about_the_query_comes_first(sparse, toy_topics, toy_qrels):
+    assert pt.Evaluate(sparse.retriever(toy_topics), toy_qrels, metrics=['recip_rank'])['recip_rank'] > .95
+
+
+@pytest.mark.parametrize('query', OPERATORS)
+def test_operators_are_words(sparse, query):
+    results = sparse.retriever(topics(query, 'rose gardening'))
+    assert set(results.loc[results['qid'] == 'q0', 'query']) <= {query}
+    plain = sparse.retriever(topics('', 'rose gardening'))
+    pd.testing.assert_frame_equal(*(res[res['qid'] == 'q1'].reset_index(drop=True) for res in (results, plain)))
+
+
+def test_punctuation_changes_no_score(sparse):
+    with_operators, plain = (sparse.retriever(topics(query)) for query in ('+rose -(gardening)?', 'rose gardening'))
+    assert with_operators[['docno', 'score']].equals(plain[['docno', 'score']])
+
+
+@pytest.mark.parametrize('parameters, said', [({}, {'terrier': 'BM25 (Terrier, k1=1.2, b=0.75)',
+                                                     'pisa': 'BM25 (PISA, k1=0.9, b=0.4)'}),
+                                              ({'k1': .82, 'b': 0, 'name': 'docT5query'},
+                                               {'terrier': 'docT5query (Terrier, k1=0.82, b=0)',
+                                                'pisa': 'docT5query (PISA, k1=0.82, b=0)'})])
+def test_label_names_engine_and_parameters(engine, sparse, there, parameters, said):
+    assert bm25([], there, engine=engine, **parameters).label == said[engine]
+
+
+def test_parameters_reach_the_engine(engine, sparse, there, toy_topics):
+    one, other = (bm25([], there, engine=engine, k1=k1, b=b, num_results=5).retriever(toy_topics)
+                  for k1, b in ((.9, .4), (3, 1)))
+    assert len(one) == len(other) == 5 * len(toy_topics)
+    assert one['score'].tolist() != other['score'].tolist()
+
+
+def test_an_index_that_is_there_is_used_as_it_is(engine, sparse, there, toy_topics):
+    again = bm25(failing([], AssertionError('the corpus was read')), there, engine=engine, num_results=20)
+    pd.testing.assert_frame_equal(sparse.retriever(toy_topics), again.retriever(toy_topics))
+
+
+@pytest.mark.parametrize('n_before, error', [(0, KeyError('text')), (60, RuntimeError('the disk is gone'))])
+def test_no_index_is_left_when_the_corpus_raises(engine, toy_corpus, toy_topics, tmp_path, n_before, error):
+    with pytest.raises(type(error)) as raised:
+        bm25(failing(toy_corpus[:n_before], error), tmp_path / 'index', engine=engine)
+    assert raised.value is error
+    assert not list(tmp_path.iterdir())
+    whole = bm25(toy_corpus, tmp_path / 'index', engine=engine)
+    assert set(whole.retriever(toy_topics)['docno']) == {doc['docno'] for doc in toy_corpus}
+
+
+def test_no_index_is_left_when_the_expansion_raises(engine, toy_corpus, tmp_path):
+    def expand(docs):
+        raise ValueError('no such word')
+    with pytest.raises(ValueError, match='no such word'):
+        bm25(toy_corpus, tmp_path / 'index', engine=engine, expansion=pt.apply.generic(expand))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_no_index_is_left_when_the_engine_stops_early(engine, toy_corpus, tmp_path):
+    with pytest.raises(RuntimeError, match='before it had read all documents'):
+        bm25(toy_corpus, tmp_path / 'index', engine=engine, expansion=Spoiled())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('text', [None, 1.5, ['rose']])
+def test_a_text_that_is_no_string_is_refused(toy_corpus, tmp_path, text):
+    with pytest.raises(ValueError, match="the text of 'odd' is no string but"):
+        bm25([*toy_corpus, {'docno': 'odd', 'text': text}, *toy_corpus], tmp_path / 'index', engine='pisa')
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_expansion_is_indexed(engine, toy_corpus, tmp_path):
+    expansion = pt.apply.generic(lambda docs: docs.assign(text=docs['text'] + ' expanded' + docs['docno']))
+    expanded = bm25(toy_corpus, tmp_path / 'index', engine=engine, expansion=expansion)
+    assert expanded.retriever.search('expandedd7a')['docno'].tolist() == ['d7a']
+
+
+@pytest.mark.parametrize('corpus', [[], iter([])])
+def test_an_empty_corpus_is_refused(engine, tmp_path, corpus):
+    with pytest.raises(ValueError, match='no documents'):
+        bm25(corpus, tmp_path / 'index', engine=engine)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('of_engine, docno', [('terrier', 'ü' * 51), ('pisa', 'd 1'),
+                                              ('pisa', '')])
+def test_a_docno_that_the_engine_would_cut_is_refused(toy_corpus, tmp_path, of_engine, docno):
+    with pytest.raises(ValueError, match=repr(docno)):
+        bm25([*toy_corpus, {'docno': docno, 'text': 'rose'}], tmp_path / 'index', engine=of_engine)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('of_engine, docno', [('terrier', 'd ' + 'ü' * 49), ('pisa', 'd' * 300)])
+def test_other_docnos_come_back_whole(toy_corpus, tmp_path, of_engine, docno):
+    found = bm25([*toy_corpus, {'docno': docno, 'text': 'xylophone'}], tmp_path / 'index', engine=of_engine)
+    assert found.retriever.search('xylophone')['docno'].tolist() == [docno]
+
+
+def test_without_java_the_engine_is_pisa(toy_corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.delenv('JAVA_HOME', raising=False)
+    assert available_engine() == 'pisa'
+    assert 'PISA' in bm25(toy_corpus, tmp_path / 'index').label
+
+
+def test_with_java_the_engine_is_terrier(monkeypatch):
+    monkeypatch.setenv('JAVA_HOME', '/java')
+    assert available_engine() == 'terrier'
+
+
+def test_an_unknown_engine_is_refused(toy_corpus, tmp_path):
+    with pytest.raises(ValueError, match="engine='lucene': must be terrier, pisa or auto"):
+        bm25(toy_corpus, tmp_path / 'index', engine='lucene')

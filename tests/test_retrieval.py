@@ -1,0 +1,145 @@
+"""From vectors to an index that is whole or not there, and to retrievers whose results fit what comes after."""
+import unittest
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_dr
+import pytest
+
+from pyterrier_tasb.retrieval import WithoutDocid, build_index, build_retriever
+
+WORDS = ['rose', 'star', 'oven', 'wind']
+
+
+def vectors(texts):
+    """How often each word comes, and a little for the length: an encoder that can be computed by hand."""
+    return [np.array([text.split().count(word) for word in WORDS] + [.01 * len(text.split())], dtype=np.float32)
+            for text in texts]
+
+
+def encoder(source, added):
+    def encode(frame):
+        return frame.assign(**{added: pd.Series(vectors(frame[source]), index=frame.index, dtype=object)})
+    return pt.apply.generic(encode, required_columns=[source])
+
+
+DOCS, QUERIES = encoder('text', 'doc_vec'), encoder('query', 'query_vec')
+TOPICS = pd.DataFrame({'qid': ['1', '2'], 'query': ['rose star', 'wind']})
+
+
+def corpus(*texts):
+    return [{'docno': f'd{i}', 'text': text} for i, text in enumerate(texts)]
+
+
+SOME = corpus('rose', 'star rose', 'wind wind', 'oven', 'rose rose star')
+
+
+def results(index):
+    return build_retriever(QUERIES, index)(TOPICS)
+
+
+def test_search_is_exact(tmp_path):
+    found = results(build_index(DOCS, SOME, tmp_path / 'index.flex'))
+    expected = np.stack(vectors(TOPICS['query'])) @ np.stack(vectors([doc['text'] for doc in SOME])).T
+    for row, (_, group) in zip(expected, found.groupby('qid'), strict=True):
+        order = np.argsort(-row, kind='stable')
+        np.testing.assert_allclose(group['score'].astype(float), row[order], rtol=1e-6)
+        assert group['docno'].tolist() == [f'd{at}' for at in order]
+        assert group['rank'].tolist() == list(range(len(SOME)))
+
+
+def test_results_leave_out_docid_and_vectors(tmp_path):
+    found = results(build_index(DOCS, SOME, tmp_path / 'index.flex'))
+    assert set(found) == {'qid', 'query', 'docno', 'score', 'rank'}
+
+
+@pytest.mark.parametrize('columns, left', [
+    (['qid', 'docno'], ['qid', 'docno']),
+    (['qid', 'docno', 'docid', 'score'], ['qid', 'docno', 'score']),
+    (['qid', 'query_vec', 'docno', 'docid', 'text'], ['qid', 'docno', 'text']),
+])
+@pytest.mark.parametrize('n', [0, 2])
+def test_without_docid_drops_these_columns_and_no_other(columns, left, n):
+    frame = pd.DataFrame([dict.fromkeys(columns, 'x')] * 2)[:n]
+    out = WithoutDocid()(frame)
+    assert out.columns.tolist() == left and len(out) == n
+    assert frame.columns.tolist() == columns
+
+
+def test_without_docid_is_a_transformer_in_good_standing():
+    outcome = unittest.TestResult()
+    case = pt.testing.transformer_test_class(WithoutDocid)
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(outcome)
+    assert outcome.testsRun and outcome.wasSuccessful(), outcome.failures + outcome.errors
+    assert WithoutDocid() == WithoutDocid() and hash(WithoutDocid()) == hash(WithoutDocid())
+    with pytest.raises(pt.validate.InputValidationError, match='WithoutDocid'):
+        WithoutDocid()(TOPICS)
+
+
+def test_text_comes_by_docno_whatever_the_order_of_the_other_index(tmp_path):
+    index = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    pt.IterDictIndexer(str(tmp_path / 'terrier'), meta={'docno': 20, 'text': 200}).index(SOME[::-1])
+    texts = pt.terrier.TerrierIndex(str(tmp_path / 'terrier'))
+    found = build_retriever(QUERIES, index, text=texts)(TOPICS)
+    assert (found['text'] == found['docno'].map({doc['docno']: doc['text'] for doc in SOME})).all()
+
+
+def test_a_cut_reaches_the_search(tmp_path):
+    index = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    text = pt.apply.generic(lambda res: res.assign(text='x'), required_columns=['docno'])
+    for pipeline in (build_retriever(QUERIES, index) % 3, build_retriever(QUERIES, index, text=text)):
+        whole, fused = pipeline, pipeline.compile()
+        pd.testing.assert_frame_equal(whole(TOPICS), fused(TOPICS))
+    compiled = (build_retriever(QUERIES, index) % 3).compile()
+    assert [stage.num_results for stage in compiled if hasattr(stage, 'num_results')] == [3]
+
+
+def test_what_cannot_load_text_is_refused(tmp_path):
+    index = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    with pytest.raises(ValueError, match='cannot load text'):
+        build_retriever(QUERIES, index, text='vaswani')
+
+
+def test_an_index_that_is_there_is_kept_unless_overwritten(tmp_path):
+    build_index(DOCS, SOME, tmp_path / 'index.flex')
+    with pytest.raises(ValueError, match='overwrite=True'):
+        build_index(DOCS, SOME[:2], tmp_path / 'index.flex')
+    assert len(pyterrier_dr.FlexIndex(str(tmp_path / 'index.flex'))) == len(SOME)
+
+
+def test_an_overwritten_index_answers_from_the_new_vectors(tmp_path):
+    old = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    assert len(results(old)) == 2 * len(SOME)
+    new = build_index(DOCS, corpus('wind', 'rose star rose'), tmp_path / 'index.flex', overwrite=True)
+    assert new is not old and len(new) == 2
+    assert results(new)['docno'].tolist() == ['d1', 'd0', 'd0', 'd1']
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_nothing_changes_when_the_corpus_raises(tmp_path, overwrite):
+    if overwrite:
+        build_index(DOCS, SOME, tmp_path / 'index.flex')
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def failing():
+        yield from SOME[:3]
+        raise RuntimeError('the disk is gone')
+    with pytest.raises(RuntimeError, match='the disk is gone'):
+        build_index(DOCS, failing(), tmp_path / 'index.flex', overwrite=overwrite)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    if overwrite:
+        assert len(pyterrier_dr.FlexIndex(str(tmp_path / 'index.flex'))) == len(SOME)
+    assert len(build_index(DOCS, iter(SOME[:2]), tmp_path / 'index.flex', overwrite=overwrite)) == 2
+
+
+@pytest.mark.parametrize('empty', [[], iter([])])
+def test_an_empty_corpus_is_refused(tmp_path, empty):
+    with pytest.raises(ValueError, match='no documents'):
+        build_index(DOCS, empty, tmp_path / 'index.flex')
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_queries_give_no_results(tmp_path):
+    found = build_retriever(QUERIES, build_index(DOCS, SOME, tmp_path / 'index.flex'))(TOPICS.iloc[:0])
+    assert not len(found) and {'qid', 'query', 'docno', 'score', 'rank'} <= set(found)
