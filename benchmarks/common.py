@@ -42,7 +42,8 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def interleaved(variants: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def interleaved(variants: Mapping[str, Callable[[int], object]], rounds: int,
+                warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each variant in each round; all run once before any runs twice, so that drift hits all alike.
 
     Args:

@@ -65,7 +65,8 @@ def main() -> None:
            {'ours fp32': 'HgfBiEncoder', 'ours bf16': 'HgfBiEncoder'})
     rows = []
     for name in seconds:
-        done = subprocess.run([sys.executable, *sys.argv, '--memory-of', name], check=True, capture_output=True, text=True)
+        command = [sys.executable, *sys.argv, '--memory-of', name]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         before, after = done.stdout.split()[-2:]
         rows.append({'': name, 'peak GB with the model loaded': before, 'peak GB when done': after})
     print(f'## Memory\n\n{markdown(pd.DataFrame(rows))}\n\n{machine()}')

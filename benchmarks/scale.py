@@ -63,7 +63,8 @@ def make_vectors(file: Path, scale: float) -> None:
     centres = rng.normal(size=(2000, 768)).astype(np.float32)
     for start in range(0, n, 50_000):
         size = min(50_000, n - start)
-        vectors[start:start + size] = centres[rng.integers(0, 2000, size)] + rng.normal(size=(size, 768)).astype(np.float32)
+        noise = rng.standard_normal((size, 768), dtype=np.float32)
+        vectors[start:start + size] = centres[rng.integers(0, 2000, size)] + noise
     vectors.flush()
 
 
@@ -97,11 +98,13 @@ def measure(folder: Path, part: str, scale: float) -> str:
 
         from pyterrier_tasb import TextStore, minilm
         from pyterrier_tasb.encoding import TokenStore
-        store = TokenStore.build(folder / 'tokens', TextStore(folder / 'texts'), AutoTokenizer.from_pretrained(minilm()), 200)
+        tokenizer = AutoTokenizer.from_pretrained(minilm())
+        store = TokenStore.build(folder / 'tokens', TextStore(folder / 'texts'), tokenizer, 200)
         lengths = store.lengths
         return f'{store!r}: mean {lengths.mean():.0f}, 99th percentile {np.percentile(lengths, 99):.0f} word pieces'
     from pyterrier_tasb import QueryClusters
-    return repr(QueryClusters.fit(np.load(folder / 'vectors.npy', mmap_mode='r'), max(1, int(2000 * min(1, scale * 2)))))
+    vectors = np.load(folder / 'vectors.npy', mmap_mode='r')
+    return repr(QueryClusters.fit(vectors, max(1, int(2000 * min(1, scale * 2)))))
 
 
 def main() -> None:

@@ -26,8 +26,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--steps', type=int, default=1, help='of a round')
-    parser.add_argument('--max-words', type=int, default=60, help='of a passage; 60 words have the 69 word pieces that MS '
-                        "MARCO's passages have on average")
+    parser.add_argument('--max-words', type=int, default=60, help='of a passage: MS MARCO has 69 word '
+                        'pieces on average')
     parser.add_argument('--model', default=None, help='default: the packaged MiniLM')
     parser.add_argument('--only', nargs='*', default=None, help='rows whose name has one of these words')
     return parser.parse_args()
@@ -51,9 +51,11 @@ class Data:
         self.query_tokens = TokenStore.build(folder / 'query-tokens', self.queries, encoder.tokenizer, 30)
         self.doc_tokens = TokenStore.build(folder / 'doc-tokens', self.docs, encoder.tokenizer, 200)
         lengths = self.doc_tokens.lengths
-        print(f'{len(docs):,} passages of {lengths.mean():.0f} word pieces (99th percentile {np.percentile(lengths, 99):.0f})')
+        print(f'{len(docs):,} passages of {lengths.mean():.0f} word pieces '
+              f'(99th percentile {np.percentile(lengths, 99):.0f})')
 
     def texts(self, step: int) -> tuple[list[str], list[str], list[str], torch.Tensor]:
+        """Queries, positives, negatives and margins of a batch."""
         batch = self.plan[step]
         return (self.queries.take(batch.query), self.docs.take(batch.pos), self.docs.take(batch.neg),
                 torch.from_numpy(batch.margin))
@@ -146,7 +148,8 @@ def main() -> None:
         teacher = LateInteraction(path, doc_max_length=200, cache_bytes=0, device='cpu')
         live = teacher.bind(data.queries, data.docs)
         n_batches = (args.rounds + 1) * args.steps
-        cached = TeacherScores.build(Path(folder) / 'scores', teacher, data.plan, data.queries, data.docs, steps=n_batches)
+        cached = TeacherScores.build(Path(folder) / 'scores', teacher, data.plan, data.queries, data.docs,
+                                     steps=n_batches)
         makers = {
             'sentence-transformers fp32': lambda: sentence_transformers(data, path, amp=False),
             'sentence-transformers bf16': lambda: sentence_transformers(data, path, amp=True),

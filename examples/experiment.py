@@ -47,11 +47,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--positive-bonus', type=float, default=2.0)
     parser.add_argument('--teacher-steps', type=int, default=100)
     parser.add_argument('--teacher-learning-rate', type=float, default=5e-5)
-    parser.add_argument('--candidates', type=int, default=15, help='of each of the two miners')
+    parser.add_argument('--candidates', type=int, default=100, help='of each of the two miners, for the students')
+    parser.add_argument('--teacher-candidates', type=int, default=15, help='the same for the teacher: its hard negatives')
     parser.add_argument('--max-words', type=int, default=32, help='words of a passage')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='rows trained side by side')
-    parser.add_argument('--work', type=Path, default=Path('runs/experiment'), help='what the rows share, and their results')
+    parser.add_argument('--work', type=Path, default=Path('runs/experiment'), help='shared files, and results of rows')
     parser.add_argument('--out', type=Path, default=Path('docs/results'), help='the table')
     return parser.parse_args()
 
@@ -72,18 +73,19 @@ def prepare(args: argparse.Namespace) -> None:
     small_student(args.layers, args.work / 'student')
     if (args.work / 'pairs').exists():
         return
-    few = dict(num_results=args.candidates)
     untrained = TasBalanced(minilm(), doc_max_length=128)
     index = untrained.index(data.get_corpus_iter(), args.work / 'untrained.flex', overwrite=True)
-    miner = bm25(data.get_corpus_iter(), args.work / 'bm25', **few).retriever | untrained.retriever(index, **few)
-    results, qrels = (miner >> data.text_loader('text'))(data.get_topics('train')), data.get_qrels('train')
-    results = with_positives(results, data)
+
+    def candidates(depth: int) -> pd.DataFrame:
+        few = dict(num_results=depth)
+        miner = bm25(data.get_corpus_iter(), args.work / 'bm25', **few).retriever | untrained.retriever(index, **few)
+        return with_positives((miner >> data.text_loader('text'))(data.get_topics('train')), data)
+    qrels = data.get_qrels('train')
     teacher = load_teacher(args, minilm())
-    teacher.fit(results, qrels)
+    teacher.fit(candidates(args.teacher_candidates), qrels, work_dir=args.work / 'teacher-work', resume=True)
     teacher.save(args.work / 'teacher', overwrite=True)
-    teacher.cache_bytes = 4 << 30
-    teacher.weights_changed()
-    ScoredPairs.from_results(teacher(results), qrels, args.work / 'pairs')
+    teacher.verbose = True
+    ScoredPairs.from_results(teacher(candidates(args.candidates)), qrels, args.work / 'pairs')
 
 
 def with_positives(results: pd.DataFrame, data: pydocs.PyDocs) -> pd.DataFrame:
@@ -106,8 +108,10 @@ def small_student(layers: int, path: Path) -> None:
 
 
 def load_teacher(args: argparse.Namespace, path: str) -> LateInteraction:
-    return LateInteraction(path, doc_max_length=128, scale=2.0, cache_dir=args.work / 'vectors', training=Training(
-        steps=args.teacher_steps, batch_size=args.batch_size, learning_rate=args.teacher_learning_rate))
+    return LateInteraction(path, doc_max_length=128, scale=2.0, cache_dir=args.work / 'vectors', cache_bytes=4 << 30,
+                           training=Training(
+                               steps=args.teacher_steps, batch_size=args.batch_size,
+                               learning_rate=args.teacher_learning_rate))
 
 
 @cache
@@ -152,7 +156,7 @@ def run_and_keep(row: str, seed: int, args: argparse.Namespace) -> tuple[str, in
 def settings(args: argparse.Namespace) -> dict:
     """What results depend on; rows of other settings are not mixed with these."""
     names = ('steps', 'layers', 'learning_rate', 'batch_size', 'positive_bonus', 'teacher_steps',
-             'teacher_learning_rate', 'candidates', 'max_words')
+             'teacher_learning_rate', 'candidates', 'teacher_candidates', 'max_words')
     return {**{name: getattr(args, name) for name in names}, 'data': data_of(args).fingerprint}
 
 
@@ -196,10 +200,12 @@ def write(args: argparse.Namespace) -> None:
     data = data_of(args)
     versions = ', '.join(f'{name} {version(name)}' for name in ('pyterrier-tasb', 'pyterrier', 'torch', 'transformers'))
     columns = ['teacher, sampling', *shown.columns]
-    rows = [f'| {row} | {" | ".join(map(str, values))} |' for row, values in zip(shown.index, shown.values, strict=True)]
+    rows = [f'| {row} | {" | ".join(map(str, values))} |'
+            for row, values in zip(shown.index, shown.values, strict=True)]
     lines = ['# Which teacher, which sampling: pydocs', '', 'Made by `make experiment`.', '',
              f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}', *rows, '',
-             f'Mean ± standard deviation over seeds; {len(data.get_topics("test"))} test queries, {len(data):,} passages. '
+             f'Mean ± standard deviation over seeds; {len(data.get_topics("test"))} test queries, {len(data):,} '
+             'passages. '
              f'p: paired t-test over queries (means over seeds) against “{BASELINE}”, Holm-corrected.', '',
              f'Settings: `{json.dumps(settings(args))}`. {platform.machine()}, {os.cpu_count()} cores; {versions}.', '',
              '```', data.report(), '```', '']

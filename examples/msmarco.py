@@ -1,4 +1,4 @@
-"""The published recipe on MS MARCO: T2 teacher scores, a ColBERT in-batch teacher, 2000 query clusters, TREC-DL evaluation.
+"""The published recipe on MS MARCO: T2 teacher scores, ColBERT in the batch, 2000 query clusters, TREC-DL evaluation.
 
 Everything is read from a directory with the files under their published names:
 
@@ -47,14 +47,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--irds', action='store_true', help='take collection, queries and qrels from ir_datasets')
     parser.add_argument('--student', default='distilbert-base-uncased')
     parser.add_argument('--in-batch-teacher', default=COLBERT, help='a ColBERT checkpoint')
-    parser.add_argument('--mask-tokens', type=int, default=8, help='[MASK] tokens that this checkpoint was trained with')
+    parser.add_argument('--mask-tokens', type=int, default=8, help='[MASK] tokens that it was trained with')
     parser.add_argument('--batch-size', type=int, default=32, help='the paper has 32, 96 and 256')
     parser.add_argument('--steps', type=int, default=800_000)
     parser.add_argument('--clusters', type=int, default=2000)
     parser.add_argument('--eval-every', type=int, default=4000)
     parser.add_argument('--patience-from', type=int, default=300_000)
     parser.add_argument('--validation-queries', type=int, default=3200)
-    parser.add_argument('--store-teacher', action='store_true', help="score the whole plan first: 4 KB a step, reusable")
+    parser.add_argument('--store-teacher', action='store_true', help='score the whole plan first: 4 KB a step')
     parser.add_argument('--micro-batch-tokens', type=int, default=None, help='for batches larger than the GPU')
     parser.add_argument('--check', metavar='MODEL', nargs='?', const=RELEASED, default=None,
                         help=f'train nothing: evaluate this checkpoint (default {RELEASED})')

@@ -1,8 +1,8 @@
 """Train a dense retriever with TAS-Balanced on a collection of your own and compare it with BM25.
 
 The collection is a directory with corpus.jsonl[.gz] (docno, text), queries.{train,dev,test}.tsv (qid, text) and
-qrels.{train,dev,test}.tsv (qid, 0, docno, grade), or data sets of ir_datasets. Without a dev split, every tenth training
-query is held out. Every step below is a public call that can be typed in a notebook.
+qrels.{train,dev,test}.tsv (qid, 0, docno, grade), or data sets of ir_datasets. Without a dev split, every tenth
+training query is held out. Every step below is a public call that can be typed in a notebook.
 """
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--data', type=Path, help='directory in the layout above')
-    source.add_argument('--irds', nargs='+', metavar='ID', help='ir_datasets: TRAIN TEST, TRAIN DEV TEST, or one to split')
+    source.add_argument('--irds', nargs='+', metavar='ID', help='ir_datasets: TRAIN TEST, TRAIN DEV TEST, or one')
     parser.add_argument('--student', default=None, help='encoder to start from; default: the packaged MiniLM')
     parser.add_argument('--teacher', default='labels', help='labels: late interaction that is trained on the labels '
                         'first; hybrid: BM25 + the untrained student; monot5; or a checkpoint (ColBERT, encoder or T5)')
@@ -52,7 +52,8 @@ def arguments() -> argparse.Namespace:
 
 def hybrid_scores(results: pd.DataFrame) -> pd.DataFrame:
     """BM25 scores of each query brought to at most 10, beside ten times a cosine."""
-    return results.assign(score=10 * results['score'] / results.groupby('qid')['score'].transform('max').clip(lower=1e-9))
+    most = results.groupby('qid')['score'].transform('max').clip(lower=1e-9)
+    return results.assign(score=10 * results['score'] / most)
 
 
 def checkpoint(name: str, args: argparse.Namespace, **options: object) -> pt.Transformer:
@@ -136,7 +137,8 @@ def main() -> None:
     runs.mkdir(exist_ok=True)
     table = pt.Experiment(systems, topics['test'], qrels['test'], [*MEASURES, 'mrt'], baseline=sparse.label,
                           correction='holm', round=4, save_dir=str(runs), save_mode='overwrite')
-    shown = table[['name', *map(str, MEASURES), 'mrt', *(f'{m} p-value corrected' for m in (MEASURES[0], MEASURES[-1]))]]
+    p_values = [f'{measure} p-value corrected' for measure in (MEASURES[0], MEASURES[-1])]
+    shown = table[['name', *map(str, MEASURES), 'mrt', *p_values]]
     print(shown.to_string(index=False))
     (args.out / 'table.txt').write_text(shown.to_string(index=False) + '\n')
     table.to_json(args.out / 'table.json', orient='records', indent=1)

@@ -54,7 +54,7 @@ def step(name: str):  # noqa: ANN201
 
 
 def check_checkpoint(name: str) -> None:
-    """Raise at once, without the hub's retries, where a checkpoint is neither a directory, nor cached, nor reachable."""
+    """Raise at once, without retries, where a checkpoint is neither a directory, nor cached, nor reachable."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     if not Path(name).is_dir() and not isinstance(try_to_load_from_cache(name, 'config.json'), str):
         HfApi().model_info(name, timeout=5)
@@ -123,7 +123,7 @@ def main() -> None:
         print(sparse.label)
 
     with step('the untrained encoder: index and search'):
-        student = TasBalanced(minilm(), doc_max_length=128, training=Training(
+        student = TasBalanced(minilm(), corpus=data, doc_max_length=128, training=Training(
             steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
             positive_bonus=2.0, eval_every=max(1, args.steps // 4)))
         untrained = student.copy()
@@ -139,7 +139,7 @@ def main() -> None:
     with step('the teacher: late interaction, trained on the labels'):
         teacher = LateInteraction(minilm(), doc_max_length=128, scale=2.0, training=Training(
             steps=args.teacher_steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed))
-        teacher.fit(train_results, data.get_qrels('train'))
+        teacher.fit(train_results, data.get_qrels('train'), corpus=data)
 
     with step('the student: TAS-Balanced, the teacher both pairwise and in the batch'):
         student.pairwise_teacher = student.in_batch_teacher = teacher

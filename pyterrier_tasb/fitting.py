@@ -13,7 +13,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from ._files import claim, fingerprint
+from ._files import claim, fingerprint, read_json, write_json
 from .encoding import TokenStore
 from .encoding.gradcache import cached_forward
 from .pairs import ScoredPairs, checks
@@ -29,7 +29,7 @@ from .pairs.examples import (
 from .sampling import BatchPlan, QueryClusters
 from .teachers import CachedScorer, bind_in_batch_teacher
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
-from .training.calibration import calibrate, student_scores, transform_of
+from .training.calibration import Calibration, calibrate, student_scores, transform_of
 from .training.dual import dual_loss
 from .training.trainer import train
 from .training.validation import RerankingPool
@@ -50,7 +50,8 @@ class Fit:
     def __init__(self, student: TasBalanced, folder: Path, *, resume: bool) -> None:
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
-        self.base_name = student.model_name
+        self.base_name = resume and student._unfinished or student.model_name
+        self.weights_before = self._weights()
         self.report: dict[str, Any] = {'base_model': self.base_name, 'training': self.training.to_dict()}
         self.started = time.perf_counter()
 
@@ -63,7 +64,8 @@ class Fit:
             return self._given_pairs(topics_or_res, pairs)
         student, training = self.student, self.training
         examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
-                           teacher=self._pairwise_teacher(), text_field=student.text_field, scores_needed=self._scores_needed,
+                           teacher=self._pairwise_teacher(), text_field=student.text_field,
+                           scores_needed=self._scores_needed,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
                            claim=self._claim)
         self.report['dropped'] = examples.dropped
@@ -75,7 +77,7 @@ class Fit:
         teacher = self.student.pairwise_teacher if self._scores_needed else None
         if teacher is None:
             return None
-        return CachedScorer(teacher, self.folder / f'teacher-scores-{fingerprint(repr(teacher))[:8]}')
+        return CachedScorer(teacher, self.folder / f'teacher-scores-{fingerprint(checks.name_of(teacher))[:8]}')
 
     @property
     def _scores_needed(self) -> bool:
@@ -202,9 +204,12 @@ class Fit:
         return batches
 
     def _calibration(self, batches: TrainingBatches) -> Any:  # noqa: ANN401
-        self.student.encoder.eval()
-        calibration = calibrate(batches, student_scores(lambda batch: self._vectors(self.student.encoder, batch)),
-                                factor=self.training.teacher_scale)
+        path = self.folder / 'calibration.json'   # kept, because the student of a resumed call is no longer untrained
+        if not path.exists():
+            self.student.encoder.eval()
+            untrained = student_scores(lambda batch: self._vectors(self.student.encoder, batch))
+            write_json(path, calibrate(batches, untrained, factor=self.training.teacher_scale).to_dict())
+        calibration = Calibration.from_dict(read_json(path))
         self.report['calibration'] = calibration.to_dict()
         if self._scores_needed:
             pt.tqdm.write(f'{self.student!r}: {calibration}')
@@ -215,9 +220,11 @@ class Fit:
     def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
+        self.student._unfinished = self.base_name
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
                        desc='TAS-Balanced')
+        self.student._unfinished = None
         return {**self.report, **record.to_dict(), 'seconds': round(time.perf_counter() - self.started, 1),
                 'versions': {name: version(name) for name in ('pyterrier-tasb', 'torch', 'transformers', 'pyterrier')}}
 
@@ -235,17 +242,23 @@ class Fit:
 
     # ---- identity and work directory ---------------------------------------------------------------------------
 
-    def new_identity(self) -> str:
+    def identity(self) -> str:
         """A name that no other weights have: equality, caches and experiment plans depend on it."""
+        weights = self._weights()
+        if weights == self.weights_before:
+            return self.student.model_name
+        return f'{self.base_name.partition("#")[0]}#tasb-{weights}'
+
+    def _weights(self) -> str:
         digest = hashlib.sha256()
         for name, weights in sorted(self.student.encoder.state_dict().items()):
             digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
-        return f'{self.base_name.partition("#")[0]}#tasb-{digest.hexdigest()[:8]}'
+        return digest.hexdigest()[:8]
 
     def _claim(self, data: dict[str, Any]) -> None:
         """Mark the work directory as this run's, or refuse one that is another's."""
         student = self.student
         ours = {**data, 'student': self.base_name, 'lengths': list(student.max_length),
-                'in_batch_teacher': repr(student.in_batch_teacher),
+                'in_batch_teacher': checks.name_of(student.in_batch_teacher),
                 **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
         claim(self.folder, 'work', ours)

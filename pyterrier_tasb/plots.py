@@ -141,13 +141,23 @@ def clusters(query_clusters: QueryClusters, vectors: np.ndarray, queries: Sequen
     ax.scatter(*points[assigned].T, c=query_clusters.assignment[assigned] % 20, cmap='tab20', s=5, alpha=.55,
                linewidths=0)
     words = cluster_words(query_clusters, queries)
-    for cluster in np.argsort(-query_clusters.sizes, kind='stable')[:min(n_labels, (query_clusters.sizes > 0).sum())]:
-        members = query_clusters.members(int(cluster))
-        ax.annotate(', '.join(words[cluster]), np.median(points[members], axis=0), ha='center', fontsize=8,
+    largest = np.argsort(-query_clusters.sizes, kind='stable')[:min(n_labels, (query_clusters.sizes > 0).sum())]
+    centres = np.array([np.median(points[query_clusters.members(int(cluster))], axis=0) for cluster in largest])
+    for cluster, at in zip(largest, _apart(centres, np.ptp(points[:, 1]) / 28), strict=True):
+        ax.annotate(', '.join(words[cluster]), at, ha='center', fontsize=8,
                     bbox={'facecolor': 'white', 'alpha': .75, 'edgecolor': 'none', 'pad': 1})
     ax.set(xticks=[], yticks=[], title=f'{query_clusters.n_clusters} clusters of {int(assigned.sum()):,} queries')
     ax.spines[:].set_visible(False)
     return figure
+
+
+def _apart(points: np.ndarray, least: float) -> np.ndarray:
+    """The points, moved upwards where one would be less than `least` above the one below it."""
+    points = points.copy()
+    order = np.argsort(points[:, 1], kind='stable')
+    for below, above in zip(order, order[1:]):
+        points[above, 1] = max(points[above, 1], points[below, 1] + least)
+    return points
 
 
 def cluster_words(query_clusters: QueryClusters, queries: Sequence[str], n: int = 3) -> list[list[str]]:

@@ -93,6 +93,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.query_max_length = self.encoder.query_max_length
         self.doc_max_length = self.encoder.doc_max_length
         self.record: dict[str, Any] | None = None
+        self._unfinished: str | None = None   # the name under which an interrupted fit began
 
     # ---- a BiEncoder -------------------------------------------------------------------------------------------
 
@@ -194,8 +195,10 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)         # what to learn from
                 clusters = fit.clusters(examples)                                  # topics, once
                 batches = fit.batches(examples, clusters)                          # what is in a batch, whom to imitate
-            self.record = fit.train(batches, pool)                                 # how weights move
-            self.model_name = fit.new_identity()
+            try:
+                self.record = fit.train(batches, pool)                             # how weights move
+            finally:
+                self.model_name = fit.identity()
         return self
 
     def batch_plan(self, topics_or_res: pd.DataFrame | None = None, qrels: pd.DataFrame | None = None, *,

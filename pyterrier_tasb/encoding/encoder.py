@@ -248,6 +248,8 @@ class Encoder(torch.nn.Module):
         out = np.empty(shape, dtype=np.float32) if out is None else out
         if out.shape != shape:
             raise ValueError(f'out= has shape {out.shape}, the vectors have {shape}')
+        if not len(lengths):
+            return out
         order = np.argsort(lengths, kind='stable')
         budget = batch_tokens or _BATCH_TOKENS.get(self.device.type, 8192)
         groups = by_budget(lengths[order], budget, padded=self.strategy == 'padded')

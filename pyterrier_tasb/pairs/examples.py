@@ -277,5 +277,9 @@ def frame_fingerprint(frame: pd.DataFrame | None, columns: tuple[str, ...]) -> s
     if frame is None:
         return None
     present = [name for name in columns if name in frame.columns]
-    hashes = pd.util.hash_pandas_object(frame[present].astype({n: str for n in present if n != 'score'}), index=False)
+    # bytes, because half of a surrogate pair has no utf-8
+    as_bytes = {name: frame[name] if name == 'score' else
+                frame[name].astype(object).map(lambda value: str(value).encode('utf-8', 'surrogatepass'))
+                for name in present}
+    hashes = pd.util.hash_pandas_object(pd.DataFrame(as_bytes), index=False)
     return fingerprint(present, np.asarray(hashes, dtype=np.uint64))

@@ -30,19 +30,22 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                   resume: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
+    name = resume and teacher._unfinished or teacher.model_name
     validate = _validation(teacher, validation, validation_qrels, training.measure)
     examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus, text_field=teacher.text_field,
                        scores_needed=False, max_pairs_per_query=training.max_pairs_per_query, seed=training.seed,
                        context=teacher, claim=lambda data: claim(folder, 'work', {
-                           **data, 'teacher': teacher.model_name, **training.to_dict()}))
+                           **data, 'teacher': name, **training.to_dict()}))
     batches = LabelledBatches(teacher, examples, BatchPlan(
         examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed))
+    teacher._unfinished = name
     try:
         record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
                        training, output_dir=folder / 'checkpoints', device=teacher.device, validate=validate,
                        resume=resume, desc='LateInteraction')
     finally:
         teacher.weights_changed()
+    teacher._unfinished = None
     return {'training': training.to_dict(), 'pairs': examples.pairs.describe(), **record.to_dict()}
 
 

@@ -93,6 +93,7 @@ class LateInteraction(pt.Estimator):
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
         self.module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
         self._cache = _VectorCache(cache_bytes)
+        self._unfinished: str | None = None   # the name under which an interrupted fit began
         self.record: dict[str, Any] | None = None
 
     # ---- scoring -----------------------------------------------------------------------------------------------

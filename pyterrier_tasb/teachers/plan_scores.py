@@ -10,6 +10,7 @@ import numpy as np
 import pyterrier as pt
 
 from .._files import atomic_dir, read_json, write_json
+from ..pairs.checks import name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
 from .binding import bind_in_batch_teacher
@@ -70,7 +71,7 @@ class TeacherScores(pt.Artifact):
         if last is None or not 0 <= first < last:
             raise ValueError(f'first={first}, last={last}: name the batches to score, steps=20_000 for example')
         path = Path(path)
-        key = {'plan': plan.fingerprint, 'teacher': repr(teacher), 'batch_size': plan.batch_size, 'first': first,
+        key = {'plan': plan.fingerprint, 'teacher': name_of(teacher), 'batch_size': plan.batch_size, 'first': first,
                'last': last}
         shape = last - first, plan.batch_size, 2 * plan.batch_size
         if not path.exists():
@@ -99,7 +100,7 @@ class TeacherScores(pt.Artifact):
         """One artifact out of consecutive slices of a plan.
 
         Raises:
-            ValueError: They are of different plans or teachers, or batches are missing between them.
+            ValueError: `path` exists, they are of different plans or teachers, or batches are missing between them.
         """
         parts = sorted(parts, key=lambda part: part.first)
         if not parts:
@@ -111,6 +112,8 @@ class TeacherScores(pt.Artifact):
                 raise ValueError(f'batches {before.last} to {after.first} are missing between {before} and {after}')
         key = {'plan': parts[0].plan_fingerprint, 'teacher': parts[0].teacher, 'batch_size': parts[0].batch_size,
                'first': parts[0].first, 'last': parts[-1].last}
+        if Path(path).exists():
+            raise ValueError(f'{path} exists: join to a new path')
         with atomic_dir(path) as folder:
             with open(folder / 'scores.f2', 'wb') as out:
                 for part in parts:

@@ -46,6 +46,10 @@ class WeightedSum(pt.Transformer):
              ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
         """The sum over a run's texts by row: (query rows, document rows) → float32[B, P]."""
         from .binding import bind_in_batch_teacher
+        stored = [teacher for _, teacher in self.teachers if hasattr(teacher, 'of_plan')]
+        if stored:
+            raise ValueError(f'{stored[0]!r} has the scores of a plan only and cannot be summed: store the sum, '
+                             'TeacherScores.build(path, WeightedSum(…), …)')
         bound = [(weight, bind_in_batch_teacher(teacher, queries, docs, cache_dir, None))
                  for weight, teacher in self.teachers]
         return lambda query_rows, doc_rows: sum(weight * score(query_rows, doc_rows) for weight, score in bound)

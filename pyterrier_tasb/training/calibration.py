@@ -55,6 +55,12 @@ class Calibration:
         """As plain JSON values."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict) -> Calibration:
+        """What :meth:`to_dict` gave."""
+        margins = {name: Margins(**value) if isinstance(value, dict) else value for name, value in values.items()}
+        return cls(**margins)
+
     def __str__(self) -> str:
         text = (f'margins over {self.n_pairs} pairs: student {self.student}, pairwise teacher {self.pairwise} '
                 f'(correlation {self.correlation:.2f}, factor {self.pairwise_factor:.3g})')

@@ -1,0 +1,118 @@
+"""The examples run from end to end, small."""
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / 'examples'
+
+
+def _run(name, *arguments, cwd):
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *map(str, arguments)], cwd=cwd, text=True,
+                          capture_output=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir):
+    small = ['--packages', 'logging', 'argparse', 'email', 'statistics', '--steps', 4, '--teacher-steps', 2,
+             '--batch-size', 4, '--dev-queries', 4, '--max-words', 24]
+    out = _run('quickstart.py', *small, cwd=tmp_path)
+    folder = tmp_path / 'runs' / 'quickstart'
+    table = pd.read_csv(folder / 'table.csv')
+    assert table['name'].tolist() == [
+        'BM25 (Terrier, k1=1.2, b=0.75)', 'Untrained encoder', 'TAS-Balanced', 'TAS-Balanced + BM25 (RRF)',
+        'TAS-Balanced, top 10 by teacher', 'TAS-Balanced, top 50 by teacher', 'TAS-Balanced, top 100 by teacher']
+    assert {'nDCG@10', 'RR@10', 'R@100', 'R@1000', 'mrt'} < set(table.columns)
+    assert out.count('could not be loaded') == 2 and '--doc2query PATH' in out and '--monot5 PATH' in out
+    assert 'own_collection.py --data' in out
+    assert {file.stem for file in (folder / 'figures').iterdir()} == {'recall', 'margins', 'learning_curve', 'clusters'}
+    assert _run('quickstart.py', *small, cwd=tmp_path)   # again, over what is there
+
+
+def test_experiment_trains_rows_side_by_side_and_keeps_what_is_done(tmp_path, minilm_dir):
+    small = ['--packages', 'logging', 'argparse', 'email', 'statistics', '--steps', 2, '--teacher-steps', 2,
+             '--batch-size', 4, '--layers', 1, '--seeds', 2, '--rows', 'none, random', 'both, TAS-Balanced']
+    out = _run('experiment.py', *small, cwd=tmp_path)
+    assert '4 of 4 students to train' in out
+    text = (tmp_path / 'docs' / 'results' / 'experiment.md').read_text()
+    assert 'both, TAS-Balanced' in text and '±' in text and 'none, random' in text
+    assert len(pd.read_csv(tmp_path / 'docs' / 'results' / 'experiment.csv')) == 4
+    assert '0 of 4 students to train' in _run('experiment.py', *small, cwd=tmp_path)
+
+
+@pytest.fixture
+def own(tmp_path, toy_corpus, toy_topics, toy_qrels):
+    """The toy collection in the layout of files, without a dev split."""
+    folder = tmp_path / 'own'
+    folder.mkdir()
+    with gzip.open(folder / 'corpus.jsonl.gz', 'wt') as out:
+        out.writelines(json.dumps(doc) + '\n' for doc in toy_corpus)
+    for split, topics in {'train': toy_topics.iloc[:48], 'test': toy_topics.iloc[48:]}.items():
+        topics.to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
+        qrels = toy_qrels[toy_qrels['qid'].isin(topics['qid'])]
+        qrels.assign(zero=0)[['qid', 'zero', 'docno', 'label']].to_csv(folder / f'qrels.{split}.tsv', sep='\t',
+                                                                      header=False, index=False)
+    return folder
+
+
+@pytest.mark.parametrize('teacher', [['--teacher', 'labels'], ['--teacher', 'hybrid', '--seeds', 1, 2],
+                                     ['--teacher', 'hybrid', '--in-batch-teacher', 'none', '--engine', 'pisa']])
+def test_own_collection_from_files(own, tmp_path, tiny_bert_dir, teacher):
+    _run('own_collection.py', '--data', own, '--student', tiny_bert_dir, '--steps', 3, '--teacher-steps', 2,
+         '--batch-size', 4, '--candidates', 8, '--doc-length', 64, *teacher, cwd=tmp_path)
+    folder = tmp_path / 'runs' / 'own'
+    names = [row['name'] for row in json.loads((folder / 'table.json').read_text())]
+    assert names[0].startswith('BM25') and any(name.startswith('TAS-Balanced') for name in names)
+    assert (folder / 'table.txt').read_text().startswith('  ') and len(list((folder / 'runs').glob('*.res.gz'))) == len(names)
+    assert (folder / f'model-{teacher[3] if "--seeds" in teacher else 42}' / 'model.safetensors').exists()
+
+
+def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_dir, toy_corpus, toy_topics, toy_qrels,
+                                                          toy_results):
+    folder = tmp_path / 'msmarco'
+    folder.mkdir()
+    (folder / 'collection.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"]}\n' for doc in toy_corpus))
+    train, test = toy_topics.iloc[:40], toy_topics.iloc[40:]
+    for split, topics in {'train': train, 'dev': test, 'dl19': test.iloc[:8]}.items():
+        topics.to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
+        toy_qrels[toy_qrels['qid'].isin(topics['qid'])].assign(zero=0)[['qid', 'zero', 'docno', 'label']].to_csv(
+            folder / f'qrels.{split}.tsv', sep=' ', header=False, index=False)
+    scored = toy_results.merge(toy_qrels[toy_qrels['label'] > 0], on=['qid', 'docno'], how='left').fillna({'label': 0})
+    with gzip.open(folder / 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv.gz', 'wt') as out:
+        for qid in train['qid']:
+            of = scored[scored['qid'] == qid]
+            for pos in of[of['label'] > 0].itertuples():
+                out.writelines(f'{pos.score}\t{neg.score}\t{qid}\t{pos.docno}\t{neg.docno}\n'
+                               for neg in of[of['label'] == 0].itertuples())
+    (folder / 'clusters.tsv').write_text(' '.join(train['qid'][:20]) + '\n' + ' '.join(train['qid'][20:]) + '\n')
+    (folder / 'docT5query.tsv').write_text(''.join(f'{doc["docno"]}\tpredicted {doc["text"][:20]}\n' for doc in toy_corpus))
+    toy_results[toy_results['qid'].isin(test['qid'])][['qid', 'docno', 'rank']].to_csv(
+        folder / 'top1000.dev.tsv', sep='\t', header=False, index=False)
+    arguments = ['--data', folder, '--student', tiny_bert_dir, '--in-batch-teacher', tiny_bert_dir, '--steps', 4,
+                 '--eval-every', 2, '--batch-size', 4, '--clusters', 2, '--patience-from', 0, '--validation-queries', 8]
+    out = _run('msmarco.py', *arguments, '--store-teacher', cwd=tmp_path)
+    table = pd.DataFrame(json.loads((tmp_path / 'runs' / 'msmarco' / 'table.json').read_text()))
+    assert set(table['queries']) == {'dev', 'dl19'} and 'docT5query (Terrier, k1=1.2, b=0.75)' in set(table['name'])
+    assert 'TeacherScores' not in out
+    out = _run('msmarco.py', '--data', folder, '--check', tiny_bert_dir, cwd=tmp_path)
+    assert 'dev RR@10: ' in out and 'target 0.344' in out
+
+
+def test_the_notebook_runs(tmp_path, minilm_dir):
+    import nbformat
+    from nbclient import NotebookClient
+    notebook = nbformat.read(EXAMPLES / 'step_by_step.ipynb', as_version=4)
+    shorter = {"pydocs.load(['stdlib', 'numpy'], max_words=24)": "pydocs.load(['logging', 'argparse', 'email'], max_words=24)",
+               'STEPS = 20': 'STEPS = 2', 'clusters=8': 'clusters=2', '.sample(400,': '.sample(40,'}
+    for cell in notebook.cells:
+        for long, short in shorter.items():
+            cell.source = cell.source.replace(long, short)
+    NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 3
