@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--teacher-steps', type=int, default=100)
     parser.add_argument('--teacher-learning-rate', type=float, default=5e-5)
     parser.add_argument('--candidates', type=int, default=100, help='of each of the two miners, for the students')
-    parser.add_argument('--teacher-candidates', type=int, default=15, help='the same for the teacher: its hard negatives')
+    parser.add_argument('--teacher-candidates', type=int, default=15, help='of each, for the teacher')
     parser.add_argument('--max-words', type=int, default=32, help='words of a passage')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='rows trained side by side')

@@ -96,7 +96,10 @@ def main() -> None:
         miner = (found_by_bm25 >> pt.apply.generic(hybrid_scores)) + 10 * found_by_student
     else:
         miner = found_by_bm25 | found_by_student
-    candidates = {split: (miner >> text)(topics[split]) for split in ('train', 'dev')}
+    candidates = {}
+    for split in ('train', 'dev'):   # a sum of pipelines loses the query of what only one of them found
+        found = (miner >> text)(topics[split])
+        candidates[split] = found.assign(query=found['qid'].map(topics[split].set_index('qid')['query']))
     print(f'{len(candidates["train"]):,} candidates of {len(topics["train"]):,} training queries')
 
     # teachers

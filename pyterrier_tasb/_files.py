@@ -118,18 +118,19 @@ def array_fingerprint(array: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any]) -> None:
-    """Write what a directory is for into `folder/run.json`, or compare with what is there.
+def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any], name: str = 'run.json') -> None:
+    """Write what a directory is for into a file there, or compare with what that file says.
 
     Args:
         folder: The directory; made when it is not there.
         what: What it holds, for messages.
         ours: JSON values that its contents depend on.
+        name: The file.
 
     Raises:
         ValueError: The directory was made for something else; the message names each difference.
     """
-    path = Path(folder) / 'run.json'
+    path = Path(folder) / name
     ours = json.loads(json.dumps(ours, default=str))
     if not path.exists():
         write_json(path, ours)

@@ -189,6 +189,8 @@ class Fit:
     def batches(self, examples: Examples, clusters: QueryClusters | None) -> TrainingBatches:
         """The plan's batches with both teachers' scores, on the student's scale."""
         training, pairs, plan = self.training, examples.pairs, self.plan(examples, clusters)
+        claim(self.folder, 'training', {'in_batch_teacher': checks.name_of(self.student.in_batch_teacher)},
+              'training.json')
         teacher = None
         if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
@@ -208,7 +210,9 @@ class Fit:
         if not path.exists():
             self.student.encoder.eval()
             untrained = student_scores(lambda batch: self._vectors(self.student.encoder, batch))
-            write_json(path, calibrate(batches, untrained, factor=self.training.teacher_scale).to_dict())
+            n_batches = min(8, self.training.steps * self.training.accumulation)
+            write_json(path, calibrate(batches, untrained, n_batches=n_batches,
+                                       factor=self.training.teacher_scale).to_dict())
         calibration = Calibration.from_dict(read_json(path))
         self.report['calibration'] = calibration.to_dict()
         if self._scores_needed:
@@ -259,6 +263,5 @@ class Fit:
         """Mark the work directory as this run's, or refuse one that is another's."""
         student = self.student
         ours = {**data, 'student': self.base_name, 'lengths': list(student.max_length),
-                'in_batch_teacher': checks.name_of(student.in_batch_teacher),
                 **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
         claim(self.folder, 'work', ours)

@@ -4,6 +4,7 @@ Nothing here touches matplotlib's global state: `figure.savefig('name.png')` wri
 """
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,14 @@ def _figure(n_axes: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[F
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install 'pyterrier-tasb[plots]'") from error
-    figure = Figure(figsize=(width * n_axes, height), layout='constrained', dpi=120)
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            out = io.BytesIO()
+            self.savefig(out, format='png')
+            return out.getvalue()
+
+    figure = NotebookFigure(figsize=(width * n_axes, height), layout='constrained', dpi=120)
     axes = np.atleast_1d(figure.subplots(1, n_axes)).tolist()
     for ax in axes:
         ax.spines[['top', 'right']].set_visible(False)
@@ -107,7 +115,7 @@ def learning_curve(record: Mapping[str, Any]) -> Figure:
     measure = record['training']['measure']
     validated = history.dropna(subset=[measure]) if measure in history else history.iloc[:0]
     figure, axes = _figure(2 if len(validated) else 1)
-    logged = history.dropna(subset=['loss'])
+    logged = history.dropna(subset=['loss']) if 'loss' in history else history.iloc[:0]
     for name in ('loss', 'pairwise', 'in_batch'):
         if name in logged:
             axes[0].plot(logged['step'], logged[name], label=name.replace('_', '-'))

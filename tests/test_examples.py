@@ -69,7 +69,8 @@ def test_own_collection_from_files(own, tmp_path, tiny_bert_dir, teacher):
     folder = tmp_path / 'runs' / 'own'
     names = [row['name'] for row in json.loads((folder / 'table.json').read_text())]
     assert names[0].startswith('BM25') and any(name.startswith('TAS-Balanced') for name in names)
-    assert (folder / 'table.txt').read_text().startswith('  ') and len(list((folder / 'runs').glob('*.res.gz'))) == len(names)
+    assert all(name in (folder / 'table.txt').read_text() for name in names)
+    assert len(list((folder / 'runs').glob('*.res.gz'))) == len(names)
     assert (folder / f'model-{teacher[3] if "--seeds" in teacher else 42}' / 'model.safetensors').exists()
 
 
@@ -91,7 +92,7 @@ def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_di
                 out.writelines(f'{pos.score}\t{neg.score}\t{qid}\t{pos.docno}\t{neg.docno}\n'
                                for neg in of[of['label'] == 0].itertuples())
     (folder / 'clusters.tsv').write_text(' '.join(train['qid'][:20]) + '\n' + ' '.join(train['qid'][20:]) + '\n')
-    (folder / 'docT5query.tsv').write_text(''.join(f'{doc["docno"]}\tpredicted {doc["text"][:20]}\n' for doc in toy_corpus))
+    (folder / 'docT5query.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"][:20]}\n' for doc in toy_corpus))
     toy_results[toy_results['qid'].isin(test['qid'])][['qid', 'docno', 'rank']].to_csv(
         folder / 'top1000.dev.tsv', sep='\t', header=False, index=False)
     arguments = ['--data', folder, '--student', tiny_bert_dir, '--in-batch-teacher', tiny_bert_dir, '--steps', 4,
@@ -108,7 +109,7 @@ def test_the_notebook_runs(tmp_path, minilm_dir):
     import nbformat
     from nbclient import NotebookClient
     notebook = nbformat.read(EXAMPLES / 'step_by_step.ipynb', as_version=4)
-    shorter = {"pydocs.load(['stdlib', 'numpy'], max_words=24)": "pydocs.load(['logging', 'argparse', 'email'], max_words=24)",
+    shorter = {"['stdlib', 'numpy']": "['logging', 'argparse', 'email']",
                'STEPS = 20': 'STEPS = 2', 'clusters=8': 'clusters=2', '.sample(400,': '.sample(40,'}
     for cell in notebook.cells:
         for long, short in shorter.items():

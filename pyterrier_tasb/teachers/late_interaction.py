@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,7 @@ class LateInteraction(pt.Estimator):
         pt.validate.result_frame(inp, extra_columns=['query', self.text_field], context=self)
         rows, texts = pd.factorize(inp[self.text_field].astype(object))
         query_rows, queries = pd.factorize(inp['query'].astype(object))
+        self._fill_cache(texts)
         scores = np.empty(len(inp), dtype=np.float64)
         at = pd.Series(np.arange(len(inp))).groupby(query_rows).indices
         for i, query in enumerate(pt.tqdm(queries, desc='MaxSim', unit='query', disable=not self.verbose)):
@@ -145,15 +147,24 @@ class LateInteraction(pt.Estimator):
 
     def _cached(self, texts: list[str], side: str) -> tuple[torch.Tensor, torch.Tensor]:
         keys = [(side, text) for text in texts]
-        missing = list(dict.fromkeys(key for key in keys if key not in self._cache))
-        fresh: dict[tuple[str, str], torch.Tensor] = {}
+        found = self._cache.of(keys)
+        missing = [key for key in dict.fromkeys(keys) if key not in found]
         for start in range(0, len(missing), _CHUNK):
             some = missing[start:start + _CHUNK]
-            fresh.update(zip(some, self._encode([text for _, text in some], side), strict=True))
-        vectors = [fresh.get(key) if key in fresh else self._cache[key] for key in keys]
-        self._cache.add(fresh)
-        lengths = torch.tensor([len(v) for v in vectors], dtype=torch.long)
-        return torch.cat(vectors), lengths
+            fresh = dict(zip(some, self._encode([text for _, text in some], side), strict=True))
+            self._cache.add(fresh)
+            found |= fresh
+        vectors = [found[key] for key in keys]
+        return torch.cat(vectors), torch.tensor([len(vector) for vector in vectors], dtype=torch.long)
+
+    def _fill_cache(self, texts: list[str]) -> None:
+        """Encode passages many at a time, as far as memory goes: faster than those of one query."""
+        missing = list(dict.fromkeys(text for text in texts if ('doc', text) not in self._cache))
+        for start in pt.tqdm(range(0, len(missing), _CHUNK), desc='token vectors', unit=f'{_CHUNK} passages',
+                             disable=not self.verbose):
+            if self._cache.bytes >= self.cache_bytes:
+                return
+            self._cached(missing[start:start + _CHUNK], 'doc')
 
     def _encode(self, texts: list[str], side: str) -> list[torch.Tensor]:
         tokens = self.tokenise(texts, side)
@@ -245,24 +256,27 @@ class LateInteraction(pt.Estimator):
 
 
 class _VectorCache:
-    """Token vectors by (side, text), the least recently added dropped when memory is full."""
+    """Token vectors by (side, text), the least recently added dropped when memory is full; threads may share it."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.bytes = most_bytes, 0
         self._vectors: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __contains__(self, key: tuple[str, str]) -> bool:
         return key in self._vectors
 
-    def __getitem__(self, key: tuple[str, str]) -> torch.Tensor:
-        return self._vectors[key]
+    def of(self, keys: list[tuple[str, str]]) -> dict[tuple[str, str], torch.Tensor]:
+        """What is there of these."""
+        with self._lock:
+            return {key: self._vectors[key] for key in keys if key in self._vectors}
 
     def add(self, vectors: dict[tuple[str, str], torch.Tensor]) -> None:
-        for key, vector in vectors.items():
-            self._vectors[key] = vector
-            self.bytes += vector.numel() * vector.element_size()
-        while self.bytes > self.most_bytes and self._vectors:
-            _, dropped = self._vectors.popitem(last=False)
-            self.bytes -= dropped.numel() * dropped.element_size()
-
-
+        with self._lock:
+            for key, vector in vectors.items():
+                if key not in self._vectors:
+                    self._vectors[key] = vector
+                    self.bytes += vector.numel() * vector.element_size()
+            while self.bytes > self.most_bytes and self._vectors:
+                _, dropped = self._vectors.popitem(last=False)
+                self.bytes -= dropped.numel() * dropped.element_size()
