@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, fingerprints of what made them, and directories that one run owns."""
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,14 +55,15 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     if path.exists() and not overwrite:
         raise FileExistsError(f'{path} already exists')
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+    _remove_leftovers(path)
+    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
     part.chmod(0o777 & ~_umask())
     try:
         yield part
         for file in part.rglob('*'):
             _sync(file)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.old', dir=path.parent))
+            old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
             os.replace(path, old / path.name)
             os.replace(part, path)
             shutil.rmtree(old)
@@ -69,6 +72,28 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         _sync(path.parent)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _owner() -> str:
+    return f'{socket.gethostname()}-{os.getpid()}'
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what processes of this machine that were killed left beside `path`."""
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.{socket.gethostname()}-*.tmp'):
+        pid = left.name.removeprefix(f'.{path.name}.{socket.gethostname()}-').partition('.')[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _umask() -> int:
@@ -110,11 +135,23 @@ def fingerprint(*parts: Any) -> str:  # noqa: ANN401
 
 
 def array_fingerprint(array: np.ndarray) -> str:
-    """A short hash of an array, which may be a memory map: it is read in pieces."""
+    """A short hash of an array."""
     digest = hashlib.sha256(f'{array.dtype.str}{array.shape}'.encode())
-    flat = array.reshape(-1)
-    for start in range(0, len(flat), 1 << 22):
-        digest.update(np.ascontiguousarray(flat[start:start + (1 << 22)]).data)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def file_fingerprint(*paths: Path) -> str:
+    """A short hash of the contents of files; one that is missing or unreadable has a hash of its own."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            digest.update(os.path.getsize(path).to_bytes(8, 'little'))
+            with open(path, 'rb') as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        except OSError:
+            digest.update(b'missing')
     return digest.hexdigest()[:16]
 
 

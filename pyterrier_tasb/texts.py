@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ._files import atomic_dir, fingerprint, read_json, write_json
+from ._files import atomic_dir, file_fingerprint, read_json, write_json
+
+_FILES = ('ids.bin', 'ids.offsets.npy', 'texts.bin', 'texts.offsets.npy', 'hashes.npy', 'rows.npy')
 
 
 class StringArray(Sequence):
@@ -28,12 +30,11 @@ class StringArray(Sequence):
         self._bytes = np.memmap(f'{path}.bin', dtype=np.uint8, mode='r') if size else np.empty(0, dtype=np.uint8)
 
     @staticmethod
-    def write(path: str | os.PathLike, strings: Iterable[str]) -> str:
-        """Write strings as they come; returns a hash of them."""
+    def write(path: str | os.PathLike, strings: Iterable[str]) -> None:
+        """Write strings as they come."""
         with _Writer(path) as writer:
             for string in strings:
                 writer.add(string)
-        return writer.hash
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,7 +55,6 @@ class _Writer:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path, self.offsets = path, array('q', [0])
-        self._digest = hashlib.sha256()
 
     def __enter__(self) -> _Writer:
         self._out = open(f'{self.path}.bin', 'wb')
@@ -63,17 +63,12 @@ class _Writer:
     def add(self, string: str) -> bytes:
         blob = string.encode('utf-8', 'surrogatepass')
         self._out.write(blob)
-        self._digest.update(len(blob).to_bytes(8, 'little') + blob)
         self.offsets.append(self.offsets[-1] + len(blob))
         return blob
 
     def __exit__(self, *exception: object) -> None:
         self._out.close()
         np.save(f'{self.path}.offsets.npy', np.frombuffer(self.offsets, dtype=np.int64), allow_pickle=False)
-
-    @property
-    def hash(self) -> str:
-        return self._digest.hexdigest()[:16]
 
 
 class TextStore:
@@ -91,6 +86,9 @@ class TextStore:
         if not (self.path / 'meta.json').exists():
             raise ValueError(f'{self.path} is no text store: TextStore.build(path, (id, text) pairs) makes one')
         self.fingerprint = read_json(self.path / 'meta.json')['fingerprint']
+        if _fingerprint(self.path) != self.fingerprint:
+            raise ValueError(f'{self.path} is damaged: its files are not those that were written; delete it and '
+                             'build it again')
         self.ids = StringArray(self.path / 'ids')
         self._texts = StringArray(self.path / 'texts')
         self._hashes, self._rows = (np.load(self.path / f'{name}.npy', mmap_mode='r', allow_pickle=False)
@@ -116,7 +114,7 @@ class TextStore:
             _check_distinct(StringArray(part / 'ids'), hashes[rows], rows)
             np.save(part / 'hashes.npy', hashes[rows], allow_pickle=False)
             np.save(part / 'rows.npy', rows.astype(np.int64), allow_pickle=False)
-            write_json(part / 'meta.json', {'n': len(rows), 'fingerprint': fingerprint(ids.hash, texts.hash)})
+            write_json(part / 'meta.json', {'n': len(rows), 'fingerprint': _fingerprint(part)})
         return cls(path)
 
     def __len__(self) -> int:
@@ -144,6 +142,10 @@ class TextStore:
 
     def __repr__(self) -> str:
         return f'TextStore({str(self.path)!r}, {len(self):,} texts)'
+
+
+def _fingerprint(folder: Path) -> str:
+    return file_fingerprint(*(folder / name for name in _FILES))
 
 
 def _hash(blob: bytes) -> int:

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import array_fingerprint, atomic_dir, fingerprint, read_json, write_json
+from .._files import array_fingerprint, atomic_dir, file_fingerprint, fingerprint, read_json, write_json
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
+_FILES = (*(f'{name}.npy' for name in _ARRAYS), 'qids.bin', 'qids.offsets.npy', 'docnos.bin', 'docnos.offsets.npy',
+          'queries/meta.json', 'docs/meta.json')   # the last two where texts are kept with the pairs
 
 
 class ScoredPairs(pt.Artifact):
@@ -35,18 +37,15 @@ class ScoredPairs(pt.Artifact):
             raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
                              'from_teacher_file(…) or from_docpairs(…) makes them')
         self.fingerprint: str = read_json(folder / 'pt_meta.json')['fingerprint']
-        try:
-            self.qids: Sequence[str] = StringArray(folder / 'qids')
-            self.docnos: Sequence[str] = StringArray(folder / 'docnos')
-            for name in _ARRAYS:
-                setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
-        except (EOFError, OSError, ValueError) as error:
-            raise ValueError(f'{folder} is damaged ({error}); delete it and build it again') from error
+        if _fingerprint(folder) != self.fingerprint:
+            raise ValueError(f'{folder} is damaged: its files are not those that were written; delete it and build it '
+                             'again')
+        self.qids: Sequence[str] = StringArray(folder / 'qids')
+        self.docnos: Sequence[str] = StringArray(folder / 'docnos')
+        for name in _ARRAYS:
+            setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
         self.queries = TextStore(folder / 'queries') if (folder / 'queries').exists() else None
         self.docs = TextStore(folder / 'docs') if (folder / 'docs').exists() else None
-        if ({len(self.pos), len(self.neg), len(self.margin)} != {int(self.indptr[-1])}
-                or len(self.indptr) != len(self.qids) + 1):
-            raise ValueError(f'{folder} is damaged: its arrays do not fit together; delete it and build it again')
 
     @classmethod
     def from_arrays(cls, path: str | os.PathLike | None, qids: Sequence[str], docnos: Sequence[str],
@@ -85,11 +84,11 @@ class ScoredPairs(pt.Artifact):
             pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *map(array_fingerprint, arrays.values()))
             return pairs
         with atomic_dir(path) as part:
-            hashes = [StringArray.write(part / name, map(str, ids)) for name, ids in
-                      (('qids', qids), ('docnos', docnos))]
+            StringArray.write(part / 'qids', map(str, qids))
+            StringArray.write(part / 'docnos', map(str, docnos))
             for name, values in arrays.items():
                 np.save(part / f'{name}.npy', values, allow_pickle=False)
-            write_meta(part, hashes)
+            write_meta(part)
         return cls(path)
 
     @classmethod
@@ -145,15 +144,12 @@ class ScoredPairs(pt.Artifact):
         return f'ScoredPairs({len(self):,} pairs of {self.n_queries:,} queries)'
 
 
-def write_meta(part: Path, hashes: Sequence[str]) -> None:
-    """Complete a directory of arrays and ids with what makes it an artifact.
-
-    Args:
-        part: The directory.
-        hashes: Of its ids.
-    """
-    arrays = (np.load(part / f'{name}.npy', mmap_mode='r', allow_pickle=False) for name in _ARRAYS)
+def write_meta(part: Path) -> None:
+    """Complete a directory of arrays and ids with what makes it an artifact."""
     write_json(part / 'pt_meta.json', {
         'type': ScoredPairs.ARTIFACT_TYPE, 'format': ScoredPairs.ARTIFACT_FORMAT,
-        'package_hint': ScoredPairs.ARTIFACT_PACKAGE_HINT,
-        'fingerprint': fingerprint(list(hashes), *map(array_fingerprint, arrays))})
+        'package_hint': ScoredPairs.ARTIFACT_PACKAGE_HINT, 'fingerprint': _fingerprint(part)})
+
+
+def _fingerprint(folder: Path) -> str:
+    return file_fingerprint(*(folder / name for name in _FILES))

@@ -78,6 +78,7 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
                                 *(rows[name] for name in _ROW.names))
         TextStore.build(part / 'queries', ((f'q{i}', text) for i, text in enumerate(queries)))
         TextStore.build(part / 'docs', ((f'd{i}', text) for i, text in enumerate(docs)))
+        write_meta(part)
     return ScoredPairs(path)
 
 
@@ -106,9 +107,9 @@ def _from_numbers(file: str | os.PathLike, path: str | os.PathLike, n_threads: i
         qids = np.flatnonzero(seen_queries)
         qids = qids[np.lexsort((qids, qids % _N_BUCKETS))]
         _write_sorted(part, [Path(folder) / str(i) for i in range(_N_BUCKETS)], doc_row, len(qids), n)
-        hashes = [StringArray.write(part / 'qids', map(str, qids.tolist())),
-                  StringArray.write(part / 'docnos', map(str, np.flatnonzero(seen_docs).tolist()))]
-        write_meta(part, hashes)
+        StringArray.write(part / 'qids', map(str, qids.tolist()))
+        StringArray.write(part / 'docnos', map(str, np.flatnonzero(seen_docs).tolist()))
+        write_meta(part)
     return ScoredPairs(path)
 
 

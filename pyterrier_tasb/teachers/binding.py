@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ class CachedScorer(pt.Transformer):
             from pyterrier_caching import ScorerCache
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._cache = ScorerCache(str(self.path), FiniteScores(self.scorer))
-        return self._cache(inp)
+        try:
+            return self._cache(inp)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f'{self.path}, the cache of teacher scores, is damaged ({error}): delete it and run '
+                             'the same call again') from error
 
     def __repr__(self) -> str:
         return repr(self.scorer)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, read_json, write_json
+from .._files import atomic_dir, file_fingerprint, read_json, write_json
 from ..pairs.checks import name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
@@ -43,6 +43,9 @@ class TeacherScores(pt.Artifact):
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
         self.batch_size, self.teacher = meta['batch_size'], meta['teacher']
         self._scores = _map(folder, self._shape, 'r')
+        if file_fingerprint(folder / 'scores.f2') != meta['fingerprint']:
+            raise ValueError(f'{folder} is damaged: its scores are not those that were written; delete it and score '
+                             'again')
 
     @property
     def _shape(self) -> tuple[int, int, int]:
@@ -176,5 +179,6 @@ def _check(path: Path, key: dict[str, Any]) -> None:
 def _complete(path: Path, key: dict[str, Any]) -> None:
     write_json(path / 'pt_meta.json', {
         'type': TeacherScores.ARTIFACT_TYPE, 'format': TeacherScores.ARTIFACT_FORMAT,
-        'package_hint': TeacherScores.ARTIFACT_PACKAGE_HINT, **key})
+        'package_hint': TeacherScores.ARTIFACT_PACKAGE_HINT, **key,
+        'fingerprint': file_fingerprint(path / 'scores.f2')})
     (path / 'state.json').unlink(missing_ok=True)

@@ -111,5 +111,5 @@ def test_arrays_must_fit_together(tmp_path, name):
     build(tmp_path / 'pairs')
     file = tmp_path / 'pairs' / f'{name}.npy'
     np.save(file, np.load(file)[:-1])
-    with pytest.raises(ValueError, match='arrays do not fit together'):
+    with pytest.raises(ValueError, match='is damaged'):
         ScoredPairs(tmp_path / 'pairs')
