@@ -13,7 +13,7 @@ import numpy as np
 import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .._files import fingerprint, read_json, write_json
+from .._files import atomic_dir, fingerprint, read_json, write_json
 from .tokens import Tokens, gather, tokenise, tokenizer_fingerprint
 
 _CHUNK = 20_000   # texts tokenised between two saves, what an interruption can lose: some seconds
@@ -119,13 +119,13 @@ def _begun(path: Path, key: dict[str, Any], dtype: str) -> dict[str, Any]:
     """What is there already, or an empty store."""
     meta = _read_meta(path)
     if not meta:
-        if path.exists() and any(path.iterdir()):
+        if path.exists():
             raise ValueError(f'{path} holds other files and no token store: give another path')
-        path.mkdir(parents=True, exist_ok=True)
         meta = {'key': key, 'dtype': dtype, 'rows': 0, 'tokens': 0, 'checksums': [], 'complete': False}
-        (path / _IDS).touch()
-        np.zeros(1, dtype=np.int64).tofile(path / _OFFSETS)
-        write_json(path / _META, meta)
+        with atomic_dir(path) as part:
+            (part / _IDS).touch()
+            np.zeros(1, dtype=np.int64).tofile(part / _OFFSETS)
+            write_json(part / _META, meta)
     if meta['key'] != key:
         names = {'tokenizer': 'tokenizer', 'max_length': 'length', 'texts': 'texts', 'n': 'number of texts'}
         differing = '; '.join(f'another {names[name]} ({meta["key"].get(name)}, now {key[name]})'

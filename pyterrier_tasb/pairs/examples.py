@@ -80,7 +80,10 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
     if (path / 'pt_meta.json').exists():
         pairs = ScoredPairs(path)
     elif results is not None and teacher is None:
-        pairs = ScoredPairs.from_results(source(topics), qrels, path, **options)
+        candidates = source(topics)
+        if not len(candidates):
+            raise ValueError(f'nothing is left of {len(results)} training results: {source.dropped}')
+        pairs = ScoredPairs.from_results(candidates, qrels, path, **options)
     else:
         pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES, **options)
     source.report()
@@ -185,7 +188,7 @@ class CandidateSource(pt.Transformer):
             texts = found[self.text_field].astype(object)
             texts[without] = found.loc[without, 'docno'].map(loaded)
             found = found.assign(**{self.text_field: texts})
-        lacking = found[self.text_field].isna() | (found[self.text_field].astype(str).str.strip() == '')
+        lacking = _is_blank(found[self.text_field])
         self._count('candidates without text', int(lacking.sum()))
         return found[~lacking].reset_index(drop=True)
 
@@ -214,6 +217,10 @@ class CandidateSource(pt.Transformer):
     def __repr__(self) -> str:
         source = 'results' if self.results is not None else repr(self.negatives)
         return f'CandidateSource({source}, teacher={self.teacher!r})'
+
+
+def _is_blank(texts: pd.Series) -> pd.Series:
+    return texts.isna() | (texts.astype(str).str.strip() == '')
 
 
 def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:  # noqa: ANN401
@@ -246,7 +253,7 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
     """
     known: dict[str, str] = {}
     if results is not None and text_field in results.columns:
-        rows = results[results[text_field].notna()]
+        rows = results[~_is_blank(results[text_field])]
         known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(str), strict=True))
     loader = None if corpus is None else text_loader(corpus, text_field)
 
@@ -259,7 +266,7 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
             if lost:
                 raise ValueError(f'{len(lost)} documents of the pairs have no text (first: {lost[:5]}): give corpus= '
                                  'something whose text_loader() knows them')
-            yield from ((docno, known.get(docno) or loaded[docno]) for docno in docnos)
+            yield from ((docno, known[docno] if docno in known else loaded[docno]) for docno in docnos)
     return _store(path, items(), pairs.docnos, pairs.fingerprint)
 
 

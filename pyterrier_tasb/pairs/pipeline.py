@@ -25,24 +25,28 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         topics: qid, query.
         qrels: qid, docno, label.
         path: Where the pairs go. Beside it, `path.chunks` keeps the finished chunks until all are done: the same call
-            after an interruption goes on from there.
+            after an interruption goes on from there, and when all is done it opens the pairs.
         chunk: Queries at a time.
         max_pairs_per_query: Pairs kept, drawn at random, of a query that has more; None keeps all.
         seed: Of that draw.
 
     Raises:
-        FileExistsError: `path` exists.
-        ValueError: The chunks there are of other topics, qrels or pipeline; the message names the difference.
+        ValueError: What is at `path`, or its chunks, are of other topics, qrels or pipeline; the message names the
+            difference.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f'{path} already exists: ScoredPairs({str(path)!r}) opens it, or give another path')
     qrels = check_qrels(qrels, 'training')
     topics, _ = check_topics_or_results(topics, 'training', 'text')
     folder = path.with_name(path.name + '.chunks')
-    claim(folder, 'chunks', {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
-                              'pipeline': name_of(pipeline), 'chunk': chunk,
-                              'max_pairs_per_query': max_pairs_per_query, 'seed': seed})
+    ours = {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
+            'pipeline': name_of(pipeline), 'chunk': chunk, 'max_pairs_per_query': max_pairs_per_query, 'seed': seed}
+    if path.exists():
+        if not (path / 'run.json').exists():
+            raise ValueError(f'{path} exists and was not made by from_pipeline: give another path')
+        claim(path, 'pairs', ours)
+        shutil.rmtree(folder, ignore_errors=True)
+        return ScoredPairs(path)
+    claim(folder, 'chunks', ours)
     parts = []
     for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
         file = folder / f'{start:09d}.npz'
@@ -57,7 +61,7 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
     if lost:
         warnings.warn(f'{lost} of {len(topics)} queries have no positive or no negative among their results and are '
                       'left out', stacklevel=2)
-    pairs = from_frame(frame, path)
+    pairs = from_frame(frame, path, run=ours)
     shutil.rmtree(folder)
     return pairs
 

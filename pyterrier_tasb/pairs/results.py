@@ -58,9 +58,9 @@ def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query:
     return pairs[key.groupby(pairs['qid']).rank(method='first') <= max_pairs_per_query].reset_index(drop=True)
 
 
-def from_frame(frame: pd.DataFrame, path: str | os.PathLike | None) -> ScoredPairs:
-    """Pairs given by ids: qid, pos, neg, margin."""
+def from_frame(frame: pd.DataFrame, path: str | os.PathLike | None, run: dict | None = None) -> ScoredPairs:
+    """Pairs given by ids: qid, pos, neg, margin; `run` says what they were made of."""
     query, qids = pd.factorize(frame['qid'], sort=True)
     docs, docnos = pd.factorize(pd.concat([frame['pos'], frame['neg']], ignore_index=True), sort=True)
     return ScoredPairs.from_arrays(path, list(qids), list(docnos), query, docs[:len(frame)], docs[len(frame):],
-                                   frame['margin'].to_numpy())
+                                   frame['margin'].to_numpy(), run=run)

@@ -49,7 +49,8 @@ class ScoredPairs(pt.Artifact):
 
     @classmethod
     def from_arrays(cls, path: str | os.PathLike | None, qids: Sequence[str], docnos: Sequence[str],
-                    query: np.ndarray, pos: np.ndarray, neg: np.ndarray, margin: np.ndarray) -> ScoredPairs:
+                    query: np.ndarray, pos: np.ndarray, neg: np.ndarray, margin: np.ndarray,
+                    run: dict[str, Any] | None = None) -> ScoredPairs:
         """Sort and write pairs given by rows.
 
         Args:
@@ -60,6 +61,7 @@ class ScoredPairs(pt.Artifact):
             pos: int[N], document rows.
             neg: int[N], document rows.
             margin: float[N], t⁺ − t⁻.
+            run: JSON values that say what the pairs were made of, kept beside them.
 
         Raises:
             ValueError: A margin is no finite number, or a query has no pair.
@@ -88,6 +90,8 @@ class ScoredPairs(pt.Artifact):
             StringArray.write(part / 'docnos', map(str, docnos))
             for name, values in arrays.items():
                 np.save(part / f'{name}.npy', values, allow_pickle=False)
+            if run is not None:
+                write_json(part / 'run.json', run)
             write_meta(part)
         return cls(path)
 

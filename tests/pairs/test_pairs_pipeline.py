@@ -99,9 +99,13 @@ def test_a_damaged_chunk_is_named(interrupted, toy_results, toy_topics, toy_qrel
 def test_pairs_that_are_there_are_not_scored_again(toy_results, toy_topics, toy_qrels, tmp_path):
     made = ScoredPairs.from_pipeline(Candidates(toy_results), toy_topics, toy_qrels, tmp_path / 'pairs', **OPTIONS)
     pipeline = Candidates(toy_results)
-    with pytest.raises(FileExistsError, match='already exists'):
-        ScoredPairs.from_pipeline(pipeline, toy_topics, toy_qrels, tmp_path / 'pairs', **OPTIONS)
-    assert not pipeline.calls and ScoredPairs(tmp_path / 'pairs').fingerprint == made.fingerprint
+    again = ScoredPairs.from_pipeline(pipeline, toy_topics, toy_qrels, tmp_path / 'pairs', **OPTIONS)
+    assert not pipeline.calls and again.fingerprint == made.fingerprint
+    with pytest.raises(ValueError, match=r'seed \(.* there, 99 now\)'):
+        ScoredPairs.from_pipeline(pipeline, toy_topics, toy_qrels, tmp_path / 'pairs', **{**OPTIONS, 'seed': 99})
+    other = ScoredPairs.from_results(toy_results, toy_qrels, tmp_path / 'other')
+    with pytest.raises(ValueError, match='was not made by from_pipeline'):
+        ScoredPairs.from_pipeline(pipeline, toy_topics, toy_qrels, other.path, **OPTIONS)
 
 
 def test_chunks_without_a_pair_are_counted(toy_results, toy_topics, toy_qrels, tmp_path):
