@@ -47,8 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--positive-bonus', type=float, default=2.0)
     parser.add_argument('--teacher-steps', type=int, default=100)
     parser.add_argument('--teacher-learning-rate', type=float, default=5e-5)
-    parser.add_argument('--candidates', type=int, default=100, help='of each of the two miners, for the students')
-    parser.add_argument('--teacher-candidates', type=int, default=15, help='of each, for the teacher')
+    parser.add_argument('--clusters', type=int, default=None, help='query clusters; default: see Training')
+    parser.add_argument('--candidates', type=int, default=15, help='of each of the two miners')
     parser.add_argument('--max-words', type=int, default=32, help='words of a passage')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='rows trained side by side')
@@ -75,17 +75,14 @@ def prepare(args: argparse.Namespace) -> None:
         return
     untrained = TasBalanced(minilm(), doc_max_length=128)
     index = untrained.index(data.get_corpus_iter(), args.work / 'untrained.flex', overwrite=True)
-
-    def candidates(depth: int) -> pd.DataFrame:
-        few = dict(num_results=depth)
-        miner = bm25(data.get_corpus_iter(), args.work / 'bm25', **few).retriever | untrained.retriever(index, **few)
-        return with_positives((miner >> data.text_loader('text'))(data.get_topics('train')), data)
-    qrels = data.get_qrels('train')
-    teacher = load_teacher(args, minilm())
-    teacher.fit(candidates(args.teacher_candidates), qrels, work_dir=args.work / 'teacher-work', resume=True)
+    few = dict(num_results=args.candidates)
+    miner = bm25(data.get_corpus_iter(), args.work / 'bm25', **few).retriever | untrained.retriever(index, **few)
+    results = with_positives((miner >> data.text_loader('text'))(data.get_topics('train')), data)
+    teacher, qrels = load_teacher(args, minilm()), data.get_qrels('train')
+    teacher.fit(results, qrels, work_dir=args.work / 'teacher-work', resume=True)
     teacher.save(args.work / 'teacher', overwrite=True)
     teacher.verbose = True
-    ScoredPairs.from_results(teacher(candidates(args.candidates)), qrels, args.work / 'pairs')
+    ScoredPairs.from_results(teacher(results), qrels, args.work / 'pairs')
 
 
 def with_positives(results: pd.DataFrame, data: pydocs.PyDocs) -> pd.DataFrame:
@@ -123,7 +120,7 @@ def run(row: str, seed: int, args: argparse.Namespace) -> dict:
     """Train and evaluate one student."""
     data, start = data_of(args), time.perf_counter()
     training = Training(steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=seed,
-                        positive_bonus=args.positive_bonus, **ROWS[row])
+                        positive_bonus=args.positive_bonus, clusters=args.clusters, **ROWS[row])
     shared = (('teacher_steps', args.teacher_steps), ('batch_size', args.batch_size), ('work', args.work),
               ('teacher_learning_rate', args.teacher_learning_rate))
     student = TasBalanced(args.work / 'student', training=training, corpus=data, doc_max_length=128,
@@ -156,7 +153,7 @@ def run_and_keep(row: str, seed: int, args: argparse.Namespace) -> tuple[str, in
 def settings(args: argparse.Namespace) -> dict:
     """What results depend on; rows of other settings are not mixed with these."""
     names = ('steps', 'layers', 'learning_rate', 'batch_size', 'positive_bonus', 'teacher_steps',
-             'teacher_learning_rate', 'candidates', 'teacher_candidates', 'max_words')
+             'teacher_learning_rate', 'clusters', 'candidates', 'max_words')
     return {**{name: getattr(args, name) for name in names}, 'data': data_of(args).fingerprint}
 
 

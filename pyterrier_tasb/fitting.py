@@ -26,7 +26,7 @@ from .pairs.examples import (
     query_store,
     text_loader,
 )
-from .sampling import BatchPlan, QueryClusters
+from .sampling import BatchPlan, QueryClusters, default_k
 from .teachers import CachedScorer, bind_in_batch_teacher
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
@@ -161,9 +161,11 @@ class Fit:
         if given is not None:
             return QueryClusters.read_text(given, examples.pairs.qids)
         if not path.exists():
-            vectors = self._query_vectors(examples)
-            QueryClusters.fit(vectors, self.training.clusters, spherical=self.training.spherical,
-                              seed=self.training.seed).save(path)
+            training = self.training
+            k = training.clusters or default_k(examples.pairs.n_queries, training.steps * training.accumulation
+                                               * training.clusters_per_batch)
+            QueryClusters.fit(self._query_vectors(examples), k, spherical=training.spherical,
+                              seed=training.seed).save(path)
         return QueryClusters(path)
 
     def _query_vectors(self, examples: Examples) -> np.ndarray:

@@ -105,6 +105,18 @@ def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_di
     assert 'dev RR@10: ' in out and 'target 0.344' in out
 
 
+def test_the_readmes_code_runs(own, tmp_path, minilm_dir):
+    code = (EXAMPLES.parent / 'README.md').read_text(encoding='utf-8').partition('```python\n')[2].partition('```')[0]
+    for long, short in {'YOUR_DIRECTORY': str(own), 'steps=500': 'steps=2, batch_size=4',
+                        'steps=1000': 'steps=2, batch_size=4'}.items():
+        assert long in code
+        code = code.replace(long, short)
+    (tmp_path / 'readme.py').write_text(code, encoding='utf-8')
+    done = subprocess.run([sys.executable, 'readme.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / 'model' / 'README.md').exists()
+
+
 def test_the_notebook_runs(tmp_path, minilm_dir):
     import nbformat
     from nbclient import NotebookClient

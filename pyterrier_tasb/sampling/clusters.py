@@ -12,11 +12,20 @@ import pyterrier as pt
 from .._files import atomic_dir, atomic_file, fingerprint, read_json, write_json
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
+_DRAWS_PER_CLUSTER = 10
 
 
-def default_k(n_queries: int) -> int:
-    """One cluster for every 200 queries, as in the paper, and at least one."""
-    return max(1, round(n_queries / _QUERIES_PER_CLUSTER))
+def default_k(n_queries: int, n_draws: int | None = None) -> int:
+    """One cluster for every 200 queries, as in the paper, and no more than a run can come back to ten times.
+
+    A short run that sees each topic once or twice ends with what it saw last.
+
+    Args:
+        n_queries: Training queries.
+        n_draws: How often a run draws a cluster; None sets no bound.
+    """
+    by_queries = round(n_queries / _QUERIES_PER_CLUSTER)
+    return max(1, by_queries if n_draws is None else min(by_queries, n_draws // _DRAWS_PER_CLUSTER))
 
 
 class QueryClusters(pt.Artifact):

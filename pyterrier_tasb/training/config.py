@@ -35,7 +35,8 @@ class Training:
         accumulation: Batches an optimiser step averages over.
         seed: Decides clusters, batches and dropout.
         sampling: 'tas-balanced', 'tas' (topics without balanced margins) or 'random'.
-        clusters: k, number of query clusters; None takes one for every 200 training queries.
+        clusters: k, number of query clusters; None takes one for every 200 training queries, and at most one for every
+            ten clusters that the run draws.
         spherical: k-means by inner product on unit vectors (the reference code) instead of Euclidean (the paper).
         clusters_per_batch: n, clusters a batch draws from.
         n_bins: h, margin bins of a query.

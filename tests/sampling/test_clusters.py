@@ -23,6 +23,11 @@ def test_a_cluster_for_every_200_queries(n, k):
     assert default_k(n) == k
 
 
+@pytest.mark.parametrize('draws, k', [(1, 1), (100, 10), (10**6, 30)])
+def test_no_more_clusters_than_a_run_comes_back_to_ten_times(draws, k):
+    assert default_k(6000, draws) == k
+
+
 @pytest.mark.parametrize('spherical', [False, True])
 def test_far_groups_are_found_from_some_start(vectors, spherical):
     groups = {frozenset(range(i, 90, 3)) for i in range(3)}
