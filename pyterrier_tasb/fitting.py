@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -78,6 +79,11 @@ class Fit:
         if teacher is None:
             return None
         return CachedScorer(teacher, self.folder / f'teacher-scores-{fingerprint(checks.name_of(teacher))[:8]}')
+
+    @property
+    def _n_batches(self) -> int:
+        """Batches that the run draws, on all processes together."""
+        return self.training.steps * self.training.accumulation * int(os.environ.get('WORLD_SIZE', 1))
 
     @property
     def _scores_needed(self) -> bool:
@@ -162,8 +168,7 @@ class Fit:
             return QueryClusters.read_text(given, examples.pairs.qids)
         if not path.exists():
             training = self.training
-            k = training.clusters or default_k(examples.pairs.n_queries, training.steps * training.accumulation
-                                               * training.clusters_per_batch)
+            k = training.clusters or default_k(examples.pairs.n_queries, self._n_batches * training.clusters_per_batch)
             QueryClusters.fit(self._query_vectors(examples), k, spherical=training.spherical,
                               seed=training.seed).save(path)
         return QueryClusters(path)
@@ -197,7 +202,7 @@ class Fit:
         if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
                                             self.folder / 'teacher-vectors', plan,
-                                            training.steps * training.accumulation)
+                                            self._n_batches)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
         if training.positive_bonus:
@@ -212,8 +217,7 @@ class Fit:
         if not path.exists():
             self.student.encoder.eval()
             untrained = student_scores(lambda batch: self._vectors(self.student.encoder, batch))
-            n_batches = min(8, self.training.steps * self.training.accumulation)
-            write_json(path, calibrate(batches, untrained, n_batches=n_batches,
+            write_json(path, calibrate(batches, untrained, n_batches=min(8, self._n_batches),
                                        factor=self.training.teacher_scale).to_dict())
         calibration = Calibration.from_dict(read_json(path))
         self.report['calibration'] = calibration.to_dict()

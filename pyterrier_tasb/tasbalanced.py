@@ -17,6 +17,7 @@ import torch
 from . import retrieval
 from ._files import work_directory
 from .encoding import Encoder
+from .encoding.precision import has_bf16
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
@@ -71,8 +72,9 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             text_field: Column of the passages' text.
             verbose: Show progress when encoding.
             device: Where to compute; None takes a GPU if there is one.
-            amp: Precision of matrix products: 'auto' takes bf16 where the hardware computes with it; 'off' is float32,
-                'bf16' and 'fp16' ask for these. Weights, vectors, scores and losses are float32.
+            amp: Precision of matrix products. 'auto' takes bf16 for training and for :meth:`index` where the hardware
+                computes with it, and float32 for all else, so that vectors are those of other loaders; 'off' is
+                float32, 'bf16' and 'fp16' are for everything. Weights, vectors, scores and losses are float32.
 
         Raises:
             ValueError: The directory is no model that can be used; the message says what was looked for.
@@ -90,10 +92,14 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                     device=self.device, amp=amp)
         self.amp = amp
+        self._encoding = self._view_for_encoding()
         self.query_max_length = self.encoder.query_max_length
         self.doc_max_length = self.encoder.doc_max_length
         self.record: dict[str, Any] | None = None
         self._unfinished: str | None = None   # the name under which an interrupted fit began
+
+    def _view_for_encoding(self) -> Encoder:
+        return self.encoder.view(amp='off') if self.amp == 'auto' and has_bf16(self.device) else self.encoder
 
     # ---- a BiEncoder -------------------------------------------------------------------------------------------
 
@@ -149,11 +155,11 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         tokens = self.encoder.tokenise(list(texts), side)
         chunks = [tokens.take(np.arange(i, min(i + batch_size, len(tokens))))
                   for i in range(0, max(len(tokens), 1), batch_size)]
-        return torch.cat([self.encoder(chunk) for chunk in chunks])
+        return torch.cat([self._encoding(chunk) for chunk in chunks])
 
     def _encode_distinct(self, texts: Iterable[str], side: str) -> np.ndarray:
         rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
-        return self.encoder.encode(self.encoder.tokenise(list(distinct), side))[rows]
+        return self._encoding.encode(self._encoding.tokenise(list(distinct), side))[rows]
 
     # ---- an Estimator ------------------------------------------------------------------------------------------
 
@@ -264,7 +270,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def index(self, corpus: Iterable[dict], path: str | os.PathLike, *, overwrite: bool = False,
               batch_size: int = 4096) -> pyterrier_dr.FlexIndex:
         """Encode a corpus into a new FlexIndex; see :func:`pyterrier_tasb.retrieval.build_index`."""
-        return retrieval.build_index(self.doc_encoder(batch_size=batch_size), corpus, path, overwrite=overwrite)
+        fast = self if self.amp != 'auto' else self.apply_attributes(amp='bf16' if has_bf16(self.device) else 'off')
+        return retrieval.build_index(fast.doc_encoder(batch_size=batch_size), corpus, path, overwrite=overwrite)
 
     def retriever(self, index: pyterrier_dr.FlexIndex, *, text: Any = None,  # noqa: ANN401
                   num_results: int = 1000) -> pt.Transformer:
@@ -278,6 +285,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """An encoder with weights of its own: keep one to compare before and after a fit."""
         other = copy.copy(self)
         other.encoder = copy.deepcopy(self.encoder)
+        other._encoding = other._view_for_encoding()
         return other
 
     def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
@@ -287,8 +295,10 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             if not hasattr(other, name):
                 raise ValueError(f'TasBalanced has no attribute {name!r}')
             setattr(other, name, value)
-        if {'query_max_length', 'doc_max_length'} & set(attributes):
-            other.encoder = self.encoder.with_lengths(other.query_max_length, other.doc_max_length)
+        if {'query_max_length', 'doc_max_length', 'amp'} & set(attributes):
+            other.encoder = self.encoder.view(query_max_length=other.query_max_length,
+                                              doc_max_length=other.doc_max_length, amp=other.amp)
+            other._encoding = other._view_for_encoding()
         return other
 
     def subtransformers(self) -> dict[str, pt.Transformer]:

@@ -106,12 +106,16 @@ class Encoder(torch.nn.Module):
         encoder = cls(parts.model, parts.tokenizer, strategy=strategy, amp=amp, settings=parts.settings, **options)
         return encoder.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
 
-    def with_lengths(self, query_max_length: int, doc_max_length: int) -> Encoder:
-        """The same weights, shared, with other lengths."""
-        other = Encoder(self.model, self.tokenizer, pooling=self.pooling, normalize=self.normalize, amp=self.amp,
-                        query_max_length=query_max_length, doc_max_length=doc_max_length,
+    def view(self, *, query_max_length: int | None = None, doc_max_length: int | None = None,
+             amp: str | None = None) -> Encoder:
+        """The same weights, shared, with other lengths or another precision; None keeps what is."""
+        other = Encoder(self.model, self.tokenizer, pooling=self.pooling, normalize=self.normalize,
+                        query_max_length=query_max_length or self.query_max_length,
+                        doc_max_length=doc_max_length or self.doc_max_length, amp=amp or self.amp,
                         strategy=self._wanted_strategy, settings=self.settings)
-        other.training, other._chosen = self.training, self._chosen
+        other.training = self.training
+        if other.amp == self.amp:
+            other._chosen = self._chosen   # what was found right for the model need not be checked again
         return other
 
     # what it is

@@ -117,7 +117,9 @@ def _by_groups(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: 
         near = window(length, reach, query.device)
         q, k, v = (x.new_zeros(n * length, *x.shape[1:]).index_copy(0, slots, x).unflatten(0, (n, length))
                    .transpose(1, 2) for x in qkv)
-        out = dense(q, k, v, mask if near is None else mask & near, dropout, scale)
+        if near is not None:   # padding far from all tokens sees itself: a softmax over nothing is NaN
+            mask = mask & near | torch.eye(length, dtype=torch.bool, device=query.device)
+        out = dense(q, k, v, mask, dropout, scale)
         outputs.append(out.transpose(1, 2).flatten(0, 1).index_select(0, slots))
     return torch.cat(outputs)
 

@@ -232,7 +232,7 @@ class LateInteraction(pt.Estimator):
             if not hasattr(other, name):
                 raise ValueError(f'LateInteraction has no attribute {name!r}')
             setattr(other, name, value)
-        encoder = self.module.encoder.with_lengths(other.query_max_length, other.doc_max_length)
+        encoder = self.module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length)
         other.module = TokenEncoder(encoder, self.module.projection, other.normalize).eval()
         other._cache = _VectorCache(other.cache_bytes)   # vectors of other settings are no use
         return other

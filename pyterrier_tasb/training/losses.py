@@ -55,7 +55,7 @@ def lambda_rank(student: torch.Tensor, teacher: torch.Tensor, anchor: torch.Tens
     """Logistic loss over each list's pairs, weighted by what swapping them changes in nDCG (Burges 2010).
 
     With gains g = softmax t, r_i the student's rank of i and 1/log₂(1 + r) its discount, a pair with g_i > g_j costs
-    |g_i − g_j| · |discount(r_i) − discount(r_j)| / idealDCG · softplus(−(s_i − s_j)); sum over pairs, mean over
+    ``|g_i − g_j| · |discount(r_i) − discount(r_j)| / idealDCG · softplus(−(s_i − s_j))``; sum over pairs, mean over
     queries.
     """
     target = _softmaxes(student, teacher, mask)[0]

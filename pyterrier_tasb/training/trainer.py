@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,12 +211,23 @@ def _is_whole(folder: Path) -> bool:
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint whose files are all there and unharmed; None when there is none."""
-    folders = sorted(output_dir.glob('checkpoint-*'), key=lambda folder: int(folder.name.rpartition('-')[2]))
+    folders = sorted(output_dir.glob('checkpoint-*'), key=_number)
     for folder in reversed(folders):
         if _is_whole(folder):
             return folder
         warnings.warn(f'{folder} is incomplete or damaged and is passed over', stacklevel=2)
     return None
+
+
+def _remove_unusable(output_dir: Path, newest: Path | None) -> None:
+    """Remove damaged checkpoints beyond the newest whole one: the oldest of too many is dropped, by number."""
+    for folder in output_dir.glob('checkpoint-*'):
+        if newest is None or _number(folder) > _number(newest):
+            shutil.rmtree(folder)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.rpartition('-')[2])
 
 
 def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool) -> TrainingArguments:
@@ -297,6 +309,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another '
                          'work_dir')
     checkpoint = newest_checkpoint(output_dir) if resume else None
+    if int(os.environ.get('RANK', 0)) == 0:
+        _remove_unusable(output_dir, checkpoint)
     start = read_json(checkpoint / 'trainer_state.json')['global_step'] if checkpoint else 0
     progress = _Progress(desc)
     with untouched_global_state(), _quiet():
