@@ -1,40 +1,23 @@
 """What every benchmark prints: the machine, the versions, medians of interleaved runs and their ratios."""
 from __future__ import annotations
 
-import os
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import pandas as pd
 import pyterrier as pt
 import torch
 
-_PACKAGES = ('pyterrier-tasb', 'torch', 'transformers', 'sentence-transformers', 'pyterrier-dr', 'numpy', 'faiss-cpu')
+from pyterrier_tasb.machine import PACKAGES, hardware, versions
+
+_PACKAGES = (*PACKAGES, 'sentence-transformers', 'numpy', 'faiss-cpu')
 
 
 def machine() -> str:
-    """One line: processor, cores, threads, GPU, versions."""
-    found = []
-    for name in _PACKAGES:
-        try:
-            found.append(f'{name} {version(name)}')
-        except PackageNotFoundError:
-            pass
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
-    return (f'{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}; '
-            f'Python {platform.python_version()}, {", ".join(found)}')
-
-
-def processor() -> str:
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as lines:
-            return next(line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    """One line: hardware, threads, versions."""
+    return f'{hardware()}, {torch.get_num_threads()} threads; {versions(_PACKAGES)}'
 
 
 def peak_memory() -> float:

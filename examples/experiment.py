@@ -7,12 +7,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,9 +21,10 @@ import torch
 from ir_measures import RR, R, nDCG
 from scipy.stats import ttest_rel
 
-from pyterrier_tasb import Encoder, LateInteraction, ScoredPairs, TasBalanced, Training, minilm, pydocs
+from pyterrier_tasb import Encoder, LateInteraction, ScoredPairs, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.encoding import model_directory
+from pyterrier_tasb.machine import hardware, versions
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 BASELINE = 'none, random'
@@ -190,24 +189,39 @@ def table(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     return shown.fillna('').assign(seeds=by_seed.groupby('row', sort=False).size()), by_seed
 
 
+def versus(args: argparse.Namespace, ours: str, theirs: str) -> str:
+    """The paper's claim: one row against another, queries paired, seeds averaged."""
+    values = []
+    for row in (ours, theirs):
+        results = [json.loads(file.read_text()) for seed in range(args.seeds)
+                   if (file := result_file(row, seed, args)).exists()]
+        if not results:
+            return ''
+        values.append(sum(pd.DataFrame(result['per_query']) for result in results) / len(results))
+    parts = [f'{measure} {values[0][measure].mean() - values[1][measure].mean():+.4f} '
+             f'(p = {ttest_rel(*(value[measure] for value in values)).pvalue:.2g})' for measure in map(str, MEASURES)]
+    return f'“{ours}” against “{theirs}”: {", ".join(parts)}; paired t-test, not corrected.'
+
+
 def write(args: argparse.Namespace) -> None:
     shown, by_seed = table(args)
     print(shown.to_string())
     args.out.mkdir(parents=True, exist_ok=True)
     data = data_of(args)
-    versions = ', '.join(f'{name} {version(name)}' for name in ('pyterrier-tasb', 'pyterrier', 'torch', 'transformers'))
     columns = ['teacher, sampling', *shown.columns]
     rows = [f'| {row} | {" | ".join(map(str, values))} |'
             for row, values in zip(shown.index, shown.values, strict=True)]
     lines = ['# Which teacher, which sampling: pydocs', '', 'Made by `make experiment`.', '',
              f'| {" | ".join(columns)} |', f'|{"---|" * len(columns)}', *rows, '',
+             '![Means and standard deviations](experiment.png)', '',
              f'Mean ± standard deviation over seeds; {len(data.get_topics("test"))} test queries, {len(data):,} '
-             'passages. '
-             f'p: paired t-test over queries (means over seeds) against “{BASELINE}”, Holm-corrected.', '',
-             f'Settings: `{json.dumps(settings(args))}`. {platform.machine()}, {os.cpu_count()} cores; {versions}.', '',
+             f'passages. p: paired t-test over queries (means over seeds) against “{BASELINE}”, Holm-corrected.', '',
+             versus(args, 'both, TAS-Balanced', 'pairwise, random'), '',
+             f'Settings: `{json.dumps(settings(args))}`. {hardware()}; {versions()}.', '',
              '```', data.report(), '```', '']
     (args.out / 'experiment.md').write_text('\n'.join(lines))
     by_seed.round(5).to_csv(args.out / 'experiment.csv')
+    plots.comparison(by_seed, [str(measure) for measure in MEASURES]).savefig(args.out / 'experiment.png')
 
 
 def main() -> None:

@@ -6,11 +6,8 @@ README.md and examples/own_collection.py do the same to a collection of your own
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import time
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
+from pyterrier_tasb.machine import hardware, versions
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 
@@ -188,15 +186,14 @@ def write_table(table: pd.DataFrame, args: argparse.Namespace, data: pydocs.PyDo
     for name in (names[0], names[-1]):
         shown[f'p {name}'] = table[f'{name} p-value corrected'].map(lambda p: '' if pd.isna(p) else f'{p:.2g}')
     print(shown.to_string(index=False))
-    versions = ', '.join(f'{name} {version(name)}' for name in ('pyterrier-tasb', 'pyterrier', 'torch', 'transformers'))
     lines = [f'| {" | ".join(shown.columns)} |', '|---|' + '---:|' * (len(shown.columns) - 1),
              *(f'| {" | ".join(map(str, row))} |' for row in shown.values.tolist()), '',
              f'p: paired t-test against {baseline}, Holm correction. `make quickstart`, {seconds:.0f} s on '
-             f'{platform.machine()} with {os.cpu_count()} cores, seed {args.seed}; Python {platform.python_version()}, '
-             f'{versions}.', '', *(f'> {line}' for line in data.report().splitlines()), '']
+             f'{hardware()}; seed {args.seed}; {versions()}.', '',
+             *(f'> {line}' for line in data.report().splitlines()), '']
     (args.out / 'table.md').write_text('\n'.join(lines))
     table.to_csv(args.out / 'table.csv', index=False)
-    print(f'\np: paired t-test against {baseline}, Holm correction; seed {args.seed}, {versions}')
+    print(f'\np: paired t-test against {baseline}, Holm correction; seed {args.seed}; {versions()}')
 
 
 if __name__ == '__main__':

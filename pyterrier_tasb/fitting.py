@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from ._files import claim, fingerprint, read_json, write_json
 from .encoding import TokenStore
 from .encoding.gradcache import cached_forward
+from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
 from .pairs.examples import (
     CandidateSource,
@@ -53,7 +54,9 @@ class Fit:
         self.training = student.training
         self.base_name = resume and student._unfinished or student.model_name
         self.weights_before = self._weights()
-        self.report: dict[str, Any] = {'base_model': self.base_name, 'training': self.training.to_dict()}
+        self.report: dict[str, Any] = {
+            'base_model': self.base_name, 'training': self.training.to_dict(),
+            'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
         self.started = time.perf_counter()
 
     # ---- what to learn from ------------------------------------------------------------------------------------
@@ -72,6 +75,12 @@ class Fit:
         self.report['dropped'] = examples.dropped
         self._check_size(examples.pairs)
         return examples
+
+    def _teacher_name(self) -> str:
+        if not self._scores_needed:
+            return 'none'
+        teacher = self.student.pairwise_teacher
+        return 'the scores given' if teacher is None else checks.name_of(teacher)
 
     def _pairwise_teacher(self) -> pt.Transformer | None:
         """The pairwise teacher behind a cache; None where scores arrive with the candidates, or none is read."""
@@ -101,7 +110,7 @@ class Fit:
         if student.corpus is None and results is None:
             raise ValueError('pairs= needs the passages\' texts: construct with corpus= (something with a text loader)')
         self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
-                     'pairs': getattr(pairs, 'fingerprint', 'docpairs')})
+                     'pairs': getattr(pairs, 'fingerprint', 'docpairs'), 'pairwise_teacher': self._teacher_name()})
         if not isinstance(pairs, ScoredPairs):
             pairs = self._docpairs(topics, pairs)
         self._check_size(pairs)
@@ -120,6 +129,7 @@ class Fit:
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
         pairs = ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
         if self._scores_needed and not np.any(pairs.margin):
+            shutil.rmtree(path)
             raise ValueError('the docpairs carry no margins: give pairwise_teacher=, or train without a teacher, '
                              "Training(pairwise_loss='ranknet')")
         return pairs
@@ -196,13 +206,12 @@ class Fit:
     def batches(self, examples: Examples, clusters: QueryClusters | None) -> TrainingBatches:
         """The plan's batches with both teachers' scores, on the student's scale."""
         training, pairs, plan = self.training, examples.pairs, self.plan(examples, clusters)
-        claim(self.folder, 'training', {'in_batch_teacher': checks.name_of(self.student.in_batch_teacher)},
+        claim(self.folder, 'training', {'plan': plan.fingerprint, 'in_batch_teacher': self.report['in_batch_teacher']},
               'training.json')
         teacher = None
         if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
-                                            self.folder / 'teacher-vectors', plan,
-                                            self._n_batches)
+                                            self.folder / 'teacher-vectors', plan, self._n_batches)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
         if training.positive_bonus:
@@ -236,7 +245,7 @@ class Fit:
                        desc='TAS-Balanced')
         self.student._unfinished = None
         return {**self.report, **record.to_dict(), 'seconds': round(time.perf_counter() - self.started, 1),
-                'versions': {name: version(name) for name in ('pyterrier-tasb', 'torch', 'transformers', 'pyterrier')}}
+                'hardware': hardware(), 'versions': versions()}
 
     def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
         limit = self.training.micro_batch_tokens

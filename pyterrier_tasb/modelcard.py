@@ -77,5 +77,5 @@ def _measures(record: dict) -> str:
     rows = {'steps': record['steps'], 'seconds': record['seconds'],
             **{f'validation {measure}, step {step}': f'{value:.4f}' for step, value in values.items()},
             'weights kept from step': record['best_step'] or record['steps'],
-            **{name: value for name, value in record['versions'].items()}}
+            'hardware': record['hardware'], 'versions': record['versions']}
     return '## Training run\n\n' + _table(rows)

@@ -208,3 +208,21 @@ def quality_against_time(curves: Mapping[str, Sequence[tuple[float, float]]], me
     ax.set(xlabel='minutes', ylabel=measure)
     ax.legend(frameon=False)
     return figure
+
+
+def comparison(values: pd.DataFrame, measures: Sequence[str]) -> Figure:
+    """Mean and standard deviation of systems that were run several times, a panel for each measure.
+
+    Args:
+        values: A row for each run; the first index level is the system.
+        measures: Columns.
+    """
+    systems = values.groupby(level=0, sort=False)
+    means, deviations = systems.mean(), systems.std(ddof=0)
+    figure, axes = _figure(len(measures), width=4.2, height=1 + .3 * len(means))
+    at = np.arange(len(means))[::-1]
+    for ax, measure in zip(axes, measures, strict=True):
+        ax.errorbar(means[measure], at, xerr=deviations[measure], fmt='o', capsize=3)
+        ax.set(xlabel=measure, yticks=at, yticklabels=means.index if ax is axes[0] else [])
+        ax.grid(axis='x', alpha=.3)
+    return figure

@@ -120,3 +120,12 @@ def test_pyplot_is_never_imported():
             "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_comparison_shows_means_and_deviations():
+    values = pd.DataFrame({'nDCG@10': [.4, .6, .5], 'R@100': [.8, .8, .9]},
+                          index=pd.MultiIndex.from_tuples([('plain', 0), ('plain', 1), ('both', 0)]))
+    figure = plots.comparison(values, ['nDCG@10', 'R@100'])
+    lines = [ax.lines[0].get_xdata().tolist() for ax in figure.axes]
+    assert lines == [[.5, .5], [.8, .9]]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ['plain', 'both']

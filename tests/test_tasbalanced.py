@@ -227,6 +227,20 @@ def test_saved_and_loaded_vectors_are_equal_in_five_loaders(tasb, toy_results, t
         tasb.save(path)
 
 
+def test_push_to_hub_passes_through(tasb, monkeypatch, tmp_path):
+    """The hub is out of reach of tests: only what is handed to its client is looked at."""
+    asked = {}
+
+    def upload_folder(self, *, repo_id, folder_path, **options):
+        asked.update(repo_id=repo_id, files={path.name for path in folder_path.iterdir()}, **options)
+        return 'https://hub/commit'
+    monkeypatch.setattr('huggingface_hub.HfApi.create_repo', lambda self, repo_id, **options: asked.update(options))
+    monkeypatch.setattr('huggingface_hub.HfApi.upload_folder', upload_folder)
+    assert tasb.push_to_hub('me/mine', private=True, commit_message='first') == 'https://hub/commit'
+    assert asked['repo_id'] == 'me/mine' and asked['private'] is True and asked['commit_message'] == 'first'
+    assert {'README.md', 'model.safetensors', 'modules.json', 'tokenizer.json'} <= asked['files']
+
+
 def test_a_toy_collection_is_learnt_by_heart(tiny_bert_dir, toy_results, toy_qrels):
     qrels = toy_qrels.assign(label=(toy_qrels['label'] > 0).astype(int))
 

@@ -13,6 +13,7 @@ from .._files import atomic_dir, atomic_file, fingerprint, read_json, write_json
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
 _DRAWS_PER_CLUSTER = 10
+_ROWS = 100_000   # vectors looked at or assigned at a time, where they are memory-mapped
 
 
 def default_k(n_queries: int, n_draws: int | None = None) -> int:
@@ -122,16 +123,16 @@ class QueryClusters(pt.Artifact):
         if not 1 <= k <= n_queries:
             raise ValueError(f'k={k} clusters of {n_queries} queries: must be between 1 and the number of queries')
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        bad = ~np.isfinite(vectors).all(1)
-        if bad.any():
-            raise ValueError(f'{int(bad.sum())} query vectors are NaN or infinite (first rows: '
-                             f'{np.flatnonzero(bad)[:5].tolist()})')
+        bad = [row for start in range(0, n_queries, _ROWS)
+               for row in start + np.flatnonzero(~np.isfinite(vectors[start:start + _ROWS]).all(1))]
+        if bad:
+            raise ValueError(f'{len(bad)} query vectors are NaN or infinite (first rows: {list(map(int, bad[:5]))})')
         iterations = iterations or (10 if spherical else 25)
         kmeans = faiss.Kmeans(dim, k, niter=iterations, spherical=spherical, seed=seed % 2**31,
                               min_points_per_centroid=1, verbose=False)
         kmeans.train(vectors)
-        _, nearest = kmeans.index.search(vectors, 1)
-        return cls.from_assignment(nearest[:, 0], kmeans.centroids, k)
+        nearest = [kmeans.index.search(vectors[start:start + _ROWS], 1)[1][:, 0] for start in range(0, n_queries, _ROWS)]
+        return cls.from_assignment(np.concatenate(nearest), kmeans.centroids, k)
 
     def save(self, path: str | os.PathLike) -> QueryClusters:
         """Write a directory that `QueryClusters(path)` and `pt.Artifact.load(path)` read.
