@@ -150,6 +150,28 @@ def tiny_distilbert_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def tiny_t5_dir(_toy, tmp_path_factory):
+    """A directory with a random T5 (one layer, 32 dimensions) and a tokenizer of the collection's words."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
+
+    path = str(tmp_path_factory.mktemp('tiny') / 't5')
+    words = sorted({word for doc in _toy[0] for word in doc['text'].split()})
+    pieces = [f'▁{word}' for word in ['true', 'false', 'Query:', 'Document:', 'Relevant:', *words]]
+    tokenizer = T5TokenizerFast(extra_ids=0, vocab=[
+        ('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.), ('▁', -9.), *((piece, -3.) for piece in dict.fromkeys(pieces))])
+    tokenizer.model_max_length = 512
+    tokenizer.save_pretrained(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = T5ForConditionalGeneration(T5Config(
+            vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, n_positions=512,
+            decoder_start_token_id=0))
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope='session')
 def minilm_dir():
     """The directory of the packaged all-MiniLM-L6-v2, its weights checked."""
     from pyterrier_tasb.packaged import minilm

@@ -19,7 +19,7 @@ def _run(name, *arguments, cwd):
     return done.stdout
 
 
-def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir):
+def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir, tiny_t5_dir):
     small = ['--packages', 'logging', 'argparse', 'email', 'statistics', '--steps', 4, '--teacher-steps', 2,
              '--batch-size', 4, '--dev-queries', 4, '--max-words', 24]
     out = _run('quickstart.py', *small, cwd=tmp_path)
@@ -32,7 +32,11 @@ def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir
     assert out.count('could not be loaded') == 2 and '--doc2query PATH' in out and '--monot5 PATH' in out
     assert 'own_collection.py --data' in out
     assert {file.stem for file in (folder / 'figures').iterdir()} == {'recall', 'margins', 'learning_curve', 'clusters'}
-    assert _run('quickstart.py', *small, cwd=tmp_path)   # again, over what is there
+    checkpoints = ['--doc2query', tiny_t5_dir, '--monot5', tiny_t5_dir]
+    out = _run('quickstart.py', *small, *checkpoints, cwd=tmp_path)   # over what is there
+    assert 'could not be loaded' not in out
+    assert pd.read_csv(folder / 'table.csv')['name'].tolist()[-2:] == [
+        'docT5query (Terrier, k1=1.2, b=0.75)', 'TAS-Balanced % 100 >> monoT5']
 
 
 def test_experiment_trains_rows_side_by_side_and_keeps_what_is_done(tmp_path, minilm_dir):

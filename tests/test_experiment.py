@@ -21,28 +21,7 @@ MEASURES = [nDCG@10, RR(rel=2)@10, R@100]
 
 
 @pytest.fixture(scope='module')
-def tiny_t5(_toy, tmp_path_factory):
-    """A directory with a random T5 (one layer, 32 dimensions) and a tokenizer of the collection's words."""
-    from transformers import T5Config, T5ForConditionalGeneration, T5TokenizerFast
-
-    path = str(tmp_path_factory.mktemp('tiny') / 't5')
-    words = sorted({word for doc in _toy[0] for word in doc['text'].split()})
-    pieces = [f'▁{word}' for word in ['true', 'false', 'Query:', 'Document:', 'Relevant:', *words]]
-    tokenizer = T5TokenizerFast(extra_ids=0, vocab=[
-        ('<pad>', 0.), ('</s>', 0.), ('<unk>', 0.), ('▁', -9.), *((piece, -3.) for piece in dict.fromkeys(pieces))])
-    tokenizer.model_max_length = 512
-    tokenizer.save_pretrained(path)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        model = T5ForConditionalGeneration(T5Config(
-            vocab_size=len(tokenizer), d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, n_positions=512,
-            decoder_start_token_id=0))
-    model.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope='module')
-def world(_toy, tiny_bert_dir, tiny_t5, tmp_path_factory):
+def world(_toy, tiny_bert_dir, tiny_t5_dir, tmp_path_factory):
     """The toy collection, a trained encoder with its index, and what re-ranks and loads text."""
     class World:
         path = tmp_path_factory.mktemp('world')
@@ -54,19 +33,20 @@ def world(_toy, tiny_bert_dir, tiny_t5, tmp_path_factory):
         index = tasb.index(corpus, path / 'tasb.flex')
         text = TextLoader(TextStore.build(path / 'texts', ((doc['docno'], doc['text']) for doc in corpus)))
         dense = tasb.retriever(index, text=text)
-        mono = MonoT5ReRanker(tiny_t5, tiny_t5, batch_size=32, verbose=False)
+        mono = MonoT5ReRanker(tiny_t5_dir, tiny_t5_dir, batch_size=32, verbose=False)
         late = LateInteraction(tiny_bert_dir)
     return World
 
 
 @pytest.fixture(scope='module')
-def systems(world, tiny_t5):
+def systems(world, tiny_t5_dir):
     query = world.tasb.query_encoder()
     terrier, pisa = (bm25(world.corpus, world.path / 'bm25', engine=engine) for engine in ('terrier', 'pisa'))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
+        doc2query = Doc2Query(tiny_t5_dir, append=True, fast_tokenizer=True, batch_size=32, num_samples=1)
         expanded = bm25(world.corpus[:30], world.path / 'd2q', engine='terrier', name='docT5query',
-                        expansion=Doc2Query(tiny_t5, append=True, fast_tokenizer=True, batch_size=32, num_samples=1))
+                        expansion=doc2query)
     return {
         **{sparse.label: sparse.retriever for sparse in (terrier, pisa, expanded)},
         'dense': world.dense,

@@ -131,7 +131,8 @@ class QueryClusters(pt.Artifact):
         kmeans = faiss.Kmeans(dim, k, niter=iterations, spherical=spherical, seed=seed % 2**31,
                               min_points_per_centroid=1, verbose=False)
         kmeans.train(vectors)
-        nearest = [kmeans.index.search(vectors[start:start + _ROWS], 1)[1][:, 0] for start in range(0, n_queries, _ROWS)]
+        nearest = [kmeans.index.search(vectors[start:start + _ROWS], 1)[1][:, 0]
+                   for start in range(0, n_queries, _ROWS)]
         return cls.from_assignment(np.concatenate(nearest), kmeans.centroids, k)
 
     def save(self, path: str | os.PathLike) -> QueryClusters:

@@ -81,6 +81,10 @@ class BatchPlan:
         self.clusters_per_batch, self.n_bins, self.seed = clusters_per_batch, n_bins, seed
         self.size_power = size_power
         self.n_queries = len(pairs.indptr) - 1
+        # plain views: reading a few rows of a memory map costs more in its class than in the disk
+        self._indptr, self._pos, self._neg, self._margin = (
+            np.asarray(getattr(pairs, name)) for name in ('indptr', 'pos', 'neg', 'margin'))
+        self._rows = np.arange(batch_size)
         self.clusters = None if sampling == 'random' else clusters
         available = self._members()
         if available < batch_size:
@@ -104,10 +108,10 @@ class BatchPlan:
     def __getitem__(self, step: int) -> Batch:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
         query, cluster = self._random_queries(rng) if self.sampling == 'random' else self._topic_queries(rng)
-        start = self.pairs.indptr[query]
+        start = self._indptr[query]
         pair = start + (self._uniform_pairs(rng, query) if self._bins is None else self._balanced_pairs(rng, query))
-        return Batch(step, query, pair, self.pairs.pos[pair].astype(np.int64), self.pairs.neg[pair].astype(np.int64),
-                     np.asarray(self.pairs.margin[pair], dtype=np.float32), cluster)
+        return Batch(step, query, pair, self._pos[pair].astype(np.int64), self._neg[pair].astype(np.int64),
+                     self._margin[pair].astype(np.float32), cluster)
 
     def _random_queries(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         query = rng.choice(self.n_queries, self.batch_size, replace=False, shuffle=False)
@@ -141,16 +145,14 @@ class BatchPlan:
         return query, self.clusters.assignment[query].astype(np.int64)
 
     def _uniform_pairs(self, rng: np.random.Generator, query: np.ndarray) -> np.ndarray:
-        sizes = self.pairs.indptr[query + 1] - self.pairs.indptr[query]
-        return _below(rng, sizes)
+        return _below(rng, self._indptr[query + 1] - self._indptr[query])
 
     def _balanced_pairs(self, rng: np.random.Generator, query: np.ndarray) -> np.ndarray:
         offsets = self._bins[query]                                    # [B, h + 1]
-        filled = offsets[:, 1:] > offsets[:, :-1]
-        nth = _below(rng, filled.sum(1))
-        bin_ = (filled.cumsum(1) <= nth[:, None]).sum(1)               # the nth non-empty bin
-        rows = np.arange(len(query))
-        low, high = offsets[rows, bin_], offsets[rows, bin_ + 1]
+        filled = (offsets[:, 1:] > offsets[:, :-1]).cumsum(1)          # non-empty bins up to this one
+        nth = _below(rng, filled[:, -1])
+        bin_ = (filled <= nth[:, None]).sum(1)
+        low, high = offsets[self._rows, bin_], offsets[self._rows, bin_ + 1]
         return low + _below(rng, high - low)
 
     @property
