@@ -182,7 +182,8 @@ def main() -> None:
     settings = ', '.join(f'{name} {value}' for name, value in shown.items())
     (args.out / 'quality_vs_time.md').write_text(
         f'# Quality against time\n\nMade by `python benchmarks/quality_vs_time.py` ({settings}).\n\n'
-        f'![Quality against time](quality_vs_time.png)\n\n{table}\n\n{race.sparse.label}: {baseline:.4f}. {machine()}\n')
+        f'![Quality against time](quality_vs_time.png)\n\n{table}\n\n{race.sparse.label}: {baseline:.4f}. '
+        f'{machine()}\n')
 
 
 if __name__ == '__main__':
