@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import atomic_file, claim, fingerprint
-from .checks import check_qrels, check_scores, check_topics_or_results, first, name_of
-from .results import from_frame, pairs_frame
+from .checks import check_qrels, check_scores, check_topics_or_results, name_of
+from .results import check_pairs, from_frame, pairs_frame
 from .store import ScoredPairs
 
 
@@ -54,13 +53,7 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
             _write(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
         parts.append(_read(file))
     frame = pd.concat(parts, ignore_index=True)
-    lost = len(topics) - frame['qid'].nunique()
-    if not len(frame):
-        raise ValueError(f'none of the {lost} queries has both a positive and a negative among its results (qids '
-                         f'{first(topics["qid"])}): retrieve deeper, or check that qids and docnos agree')
-    if lost:
-        warnings.warn(f'{lost} of {len(topics)} queries have no positive or no negative among their results and are '
-                      'left out', stacklevel=2)
+    check_pairs(frame, topics['qid'])
     pairs = from_frame(frame, path, run=ours)
     shutil.rmtree(folder)
     return pairs

@@ -31,14 +31,24 @@ def from_results(results: pd.DataFrame, qrels: pd.DataFrame, path: str | os.Path
         raise ValueError('the results have no column docno: these are topics')
     check_scores(results, 'training')
     frame = pairs_frame(results, qrels, max_pairs_per_query, seed)
-    lost = results['qid'].nunique() - frame['qid'].nunique()
-    if not len(frame):
-        raise ValueError(f'none of the {lost} queries has both a positive and a negative among its results (qids '
-                         f'{first(results["qid"])}): retrieve deeper, or check that qids and docnos agree')
-    if lost:
-        warnings.warn(f'{lost} of {results["qid"].nunique()} queries have no positive or no negative among their '
-                      'results and are left out', stacklevel=2)
+    check_pairs(frame, results['qid'])
     return from_frame(frame, path)
+
+
+def check_pairs(frame: pd.DataFrame, qids: pd.Series) -> None:
+    """Say which of the queries have no pair.
+
+    Raises:
+        ValueError: None has one.
+    """
+    n_queries = qids.nunique()
+    if not len(frame):
+        raise ValueError(f'none of the {n_queries} queries has both a positive and a negative among its results (qids '
+                         f'{first(qids)}): retrieve deeper, or check that qids and docnos agree')
+    lost = n_queries - frame['qid'].nunique()
+    if lost:
+        warnings.warn(f'{lost} of {n_queries} queries have no positive or no negative among their results and are left '
+                      'out', stacklevel=3)
 
 
 def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query: int | None,
