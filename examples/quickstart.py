@@ -25,10 +25,10 @@ MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--steps', type=int, default=60, help='training steps of the student')
-    parser.add_argument('--teacher-steps', type=int, default=60, help='training steps of the teacher')
-    parser.add_argument('--train-queries', type=int, default=3000, help='training queries, a random sample')
-    parser.add_argument('--dev-queries', type=int, default=100, help='validation queries, a random sample')
+    parser.add_argument('--steps', type=int, default=40, help='training steps of the student')
+    parser.add_argument('--teacher-steps', type=int, default=40, help='training steps of the teacher')
+    parser.add_argument('--train-queries', type=int, default=1500, help='training queries, a random sample')
+    parser.add_argument('--dev-queries', type=int, default=60, help='validation queries, a random sample')
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--learning-rate', type=float, default=5e-5)
     parser.add_argument('--candidates', type=int, default=10, help='candidates a miner gives to each training query')
@@ -123,7 +123,7 @@ def main() -> None:
     with step('the untrained encoder: index and search'):
         student = TasBalanced(minilm(), corpus=data, doc_max_length=128, training=Training(
             steps=args.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, seed=args.seed,
-            positive_bonus=2.0, eval_every=max(1, args.steps // 4)))
+            positive_bonus=2.0, eval_every=max(1, args.steps // 2)))
         untrained = student.copy()
         untrained_index = untrained.index(data.get_corpus_iter(), work / 'untrained.flex', overwrite=True)
 
