@@ -191,7 +191,7 @@ def test_a_checkpoints_name_is_a_late_interaction_teacher(stores, plan, tmp_path
     assert torch.equal(found, own)
 
 
-@pytest.mark.parametrize('teacher', [3, None, overlap, [1.0, 2.0]], ids=repr)
+@pytest.mark.parametrize('teacher', [3, None, overlap, [1.0, 2.0]], ids=lambda teacher: type(teacher).__name__)
 def test_what_cannot_teach_is_refused_with_what_can(stores, plan, tmp_path, teacher):
     with pytest.raises(ValueError, match='cannot teach: give a LateInteraction'):
         bind_in_batch_teacher(teacher, *stores, tmp_path, plan)
