@@ -74,7 +74,7 @@ def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, dense: pt.Tr
         check_checkpoint(args.monot5)
         from pyterrier_t5 import MonoT5ReRanker
         mono = MonoT5ReRanker(tok_model=args.monot5, model=args.monot5, verbose=False)
-        found['TAS-Balanced % 100 >> monoT5'] = (dense % 100 >> mono).compile()
+        found['TAS-Balanced, top 100 by monoT5'] = (dense % 100 >> mono).compile()
     except Exception as error:
         print(f'no monoT5 row: {args.monot5} could not be loaded ({first_line(error)}); --monot5 PATH')
     return found

@@ -36,7 +36,7 @@ def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir
     out = _run('quickstart.py', *small, *checkpoints, cwd=tmp_path)   # over what is there
     assert 'could not be loaded' not in out
     assert pd.read_csv(folder / 'table.csv')['name'].tolist()[-2:] == [
-        'docT5query (Terrier, k1=1.2, b=0.75)', 'TAS-Balanced % 100 >> monoT5']
+        'docT5query (Terrier, k1=1.2, b=0.75)', 'TAS-Balanced, top 100 by monoT5']
 
 
 def test_experiment_trains_rows_side_by_side_and_keeps_what_is_done(tmp_path, minilm_dir):
