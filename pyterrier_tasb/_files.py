@@ -172,12 +172,16 @@ def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any], name: str 
     if not path.exists():
         write_json(path, ours)
         return
-    theirs = read_json(path)
-    differing = [f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)'
-                 for name in sorted(set(ours) | set(theirs)) if theirs.get(name) != ours.get(name)]
+    differing = differences(read_json(path), ours)
     if differing:
-        raise ValueError(f'{folder} holds {what} of another run: {"; ".join(differing)}. Use another directory, or '
-                         'delete this one')
+        raise ValueError(f'{folder} holds {what} of another run: {differing}. Use another directory, or delete '
+                         'this one')
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Where what a directory says of itself is not what is asked of it, for messages; empty where they agree."""
+    return '; '.join(f'{name} ({theirs.get(name)!r} there, {ours.get(name)!r} now)'
+                     for name in sorted(set(ours) | set(theirs)) if theirs.get(name) != ours.get(name))
 
 
 @contextmanager

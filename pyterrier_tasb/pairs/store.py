@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import array_fingerprint, atomic_dir, file_fingerprint, fingerprint, read_json, write_json
+from .._files import atomic_dir, file_fingerprint, fingerprint, read_json, write_json
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
@@ -83,7 +83,7 @@ class ScoredPairs(pt.Artifact):
             pairs = cls.__new__(cls)
             pairs.qids, pairs.docnos, pairs.queries, pairs.docs = list(qids), list(docnos), None, None
             pairs.__dict__.update(arrays)
-            pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *map(array_fingerprint, arrays.values()))
+            pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *arrays.values())
             return pairs
         with atomic_dir(path) as part:
             StringArray.write(part / 'qids', map(str, qids))

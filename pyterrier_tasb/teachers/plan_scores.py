@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, file_fingerprint, read_json, write_json
+from .._files import atomic_dir, differences, file_fingerprint, read_json, write_json
 from ..pairs.checks import name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
@@ -170,10 +170,9 @@ def _half(scores: np.ndarray, teacher: Any) -> np.ndarray:  # noqa: ANN401
 def _check(path: Path, key: dict[str, Any]) -> None:
     file = next((path / name for name in ('pt_meta.json', 'state.json') if (path / name).exists()), None)
     there = read_json(file) if file else {}
-    differing = [f'{name} ({there.get(name)!r} there, {value!r} now)' for name, value in key.items()
-                 if there.get(name) != value]
+    differing = differences({name: there.get(name) for name in key}, key)   # not how much of it is done
     if differing:
-        raise ValueError(f'{path} holds other scores: {"; ".join(differing)}. Use another path, or delete it')
+        raise ValueError(f'{path} holds other scores: {differing}. Use another path, or delete it')
 
 
 def _complete(path: Path, key: dict[str, Any]) -> None:
