@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--dev-queries', type=int, default=200, help='a random sample')
     parser.add_argument('--query-length', type=int, default=30, help='tokens of a query')
     parser.add_argument('--doc-length', type=int, default=200, help='tokens of a passage')
-    parser.add_argument('--cache-gb', type=float, default=4, help="memory for the teacher's token vectors")
+    parser.add_argument('--cache-gb', type=float, default=8, help="memory for the teacher's token vectors")
     parser.add_argument('--engine', default='auto', choices=['auto', 'terrier', 'pisa'], help='of BM25')
     parser.add_argument('--seeds', type=int, nargs='+', default=[42], help='one student for each')
     parser.add_argument('--out', type=Path, default=Path('runs/own'), help='models, indexes, runs, table')

@@ -60,18 +60,24 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     part.chmod(0o777 & ~_umask())
     try:
         yield part
-        for file in part.rglob('*'):
-            _sync(file)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
-            os.replace(path, old / path.name)
-            os.replace(part, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(part, path)
-        _sync(path.parent)
+        move_into_place(part, path, overwrite=overwrite)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def move_into_place(part: Path, path: Path, *, overwrite: bool = False) -> None:
+    """Rename a directory that is whole, its files safely on disk; with `overwrite`, in the place of what is there."""
+    for file in part.rglob('*'):
+        _sync(file)
+    if overwrite and path.exists():
+        _remove_leftovers(path)
+        old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
+        os.replace(path, old / path.name)
+        os.replace(part, path)
+        shutil.rmtree(old)
+    else:
+        os.replace(part, path)
+    _sync(path.parent)
 
 
 def _owner() -> str:

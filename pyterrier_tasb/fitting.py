@@ -1,7 +1,6 @@
 """The steps of `TasBalanced.fit`: each builds one product in the work directory, or finds it there."""
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ import torch
 
 from ._files import claim, fingerprint, read_json, write_json
 from .encoding import TokenStore
+from .encoding.encoder import weights_fingerprint
 from .encoding.gradcache import cached_forward
 from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
@@ -53,7 +53,7 @@ class Fit:
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
         self.base_name = resume and student._unfinished or student.model_name
-        self.weights_before = self._weights()
+        self.weights_before = weights_fingerprint(student.encoder)
         self.report: dict[str, Any] = {
             'base_model': self.base_name, 'training': self.training.to_dict(),
             'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
@@ -263,16 +263,10 @@ class Fit:
 
     def identity(self) -> str:
         """A name that no other weights have: equality, caches and experiment plans depend on it."""
-        weights = self._weights()
+        weights = weights_fingerprint(self.student.encoder)
         if weights == self.weights_before:
             return self.student.model_name
-        return f'{self.base_name.partition("#")[0]}#tasb-{weights}'
-
-    def _weights(self) -> str:
-        digest = hashlib.sha256()
-        for name, weights in sorted(self.student.encoder.state_dict().items()):
-            digest.update(name.encode() + weights.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:8]
+        return f'{self.base_name.partition("#")[0]}#tasb-{weights[:8]}'
 
     def _claim(self, data: dict[str, Any]) -> None:
         """Mark the work directory as this run's, or refuse one that is another's."""

@@ -15,8 +15,8 @@ import pyterrier_dr
 import torch
 
 from . import retrieval
-from ._files import work_directory
-from .encoding import Encoder
+from ._files import differences, work_directory
+from .encoding import Encoder, Tokens, TokenStore
 from .encoding.precision import has_bf16
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
@@ -267,17 +267,78 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     # ---- retrieval ---------------------------------------------------------------------------------------------
 
-    def index(self, corpus: Iterable[dict], path: str | os.PathLike, *, overwrite: bool = False,
-              batch_size: int = 4096) -> pyterrier_dr.FlexIndex:
-        """Encode a corpus into a new FlexIndex; see :func:`pyterrier_tasb.retrieval.build_index`."""
-        fast = self if self.amp != 'auto' else self.apply_attributes(amp='bf16' if has_bf16(self.device) else 'off')
-        return retrieval.build_index(fast.doc_encoder(batch_size=batch_size), corpus, path, overwrite=overwrite)
+    def index(self, corpus: Iterable[dict] | TextStore, path: str | os.PathLike, *, tokens: TokenStore | None = None,
+              batch_size: int | None = None, overwrite: bool = False) -> pyterrier_dr.FlexIndex:
+        """Encode a corpus into a new FlexIndex, which appears at `path` only when it is whole.
 
-    def retriever(self, index: pyterrier_dr.FlexIndex, *, text: Any = None,  # noqa: ANN401
-                  num_results: int = 1000) -> pt.Transformer:
-        """Queries → results with text; see :func:`pyterrier_tasb.retrieval.build_retriever`."""
+        The same call after an interruption goes on where it stopped. Passages are encoded without padding, a batch
+        sorted by length, in bf16 where the hardware computes with it (see `amp`).
+
+        Args:
+            corpus: Dictionaries with docno and the text field, streamed; or a text store.
+            path: Where the index goes; `path.part` beside it keeps what is done.
+            tokens: The tokens of a text store (:meth:`tokenise_corpus`), to read them instead of making them again.
+            batch_size: Passages encoded and kept at a time; None takes 4,096, or 65,536 on a GPU.
+            overwrite: Replace what is at `path`.
+
+        Returns:
+            A fresh index object.
+
+        Raises:
+            ValueError: `path` exists and `overwrite` is False, the corpus is empty, a passage has no text, a docno
+                comes twice, or `tokens` are of other texts.
+        """
+        from .indexing import build_index
+        encoder = self.encoder if self.amp == 'auto' else self._encoding
+        docs = corpus
+        if isinstance(corpus, TextStore):
+            docs = ({'docno': docno, self.text_field: corpus[row]} for row, docno in enumerate(corpus.ids))
+        if tokens is None:
+            def tokenise(row: int, texts: list[str]) -> Tokens:
+                return encoder.tokenise(texts, 'doc')
+        else:
+            self._check_tokens(tokens, corpus)
+
+            def tokenise(row: int, texts: list[str]) -> Tokens:
+                return tokens.take(np.arange(row, row + len(texts)))
+        return build_index(docs, path, tokenise, encoder.encode, key=encoder.fingerprint, text_field=self.text_field,
+                           batch_size=batch_size or (65_536 if self.device.type == 'cuda' else 4096),
+                           overwrite=overwrite, verbose=self.verbose)
+
+    def tokenise_corpus(self, texts: TextStore, path: str | os.PathLike, *, n_jobs: int = 1) -> TokenStore:
+        """Tokenise a corpus once, into `path`, for every index that is made of it with this tokenizer.
+
+        Args:
+            texts: The corpus.
+            path: A directory; what is there already is used, an interrupted call is gone on with.
+            n_jobs: Chunks worked on at a time; the tokenizer's own threads work on each.
+
+        Raises:
+            ValueError: `path` holds tokens of other texts, of another tokenizer or of another length.
+        """
+        return TokenStore.build(path, texts, self.tokenizer, self.doc_max_length, n_jobs=n_jobs)
+
+    def _check_tokens(self, tokens: TokenStore, corpus: Any) -> None:  # noqa: ANN401
+        if not isinstance(corpus, TextStore):
+            raise ValueError(f'tokens= go with the text store that they were made of; corpus is a '
+                             f'{type(corpus).__name__}')
+        wanted = TokenStore.key_of(corpus, self.tokenizer, self.doc_max_length)
+        if tokens.key != wanted:
+            raise ValueError(f'{tokens!r} are not the tokens of this corpus for this encoder: '
+                             f'{differences(tokens.key, wanted)}')
+
+    def retriever(self, index: pyterrier_dr.FlexIndex, *, text: Any = None, num_results: int = 1000,  # noqa: ANN401
+                  device: torch.device | str | None = None) -> pt.Transformer:
+        """Queries → results with text; see :func:`pyterrier_tasb.retrieval.build_retriever`.
+
+        Args:
+            index: What to search.
+            text: A data set, index or transformer that adds the text by docno; None leaves it out.
+            num_results: Results for each query.
+            device: Where to search; None takes the encoder's. A GPU that has room for it holds the whole index.
+        """
         return retrieval.build_retriever(self.query_encoder(), index, text=text, num_results=num_results,
-                                         text_field=self.text_field)
+                                         text_field=self.text_field, device=device or self.device)
 
     # ---- identity ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ import pyterrier as pt
 import pyterrier_dr
 import pytest
 
-from pyterrier_tasb.retrieval import WithoutDocid, build_index, build_retriever
+from pyterrier_tasb.indexing import build_index
+from pyterrier_tasb.retrieval import WithoutDocid, build_retriever
 
 WORDS = ['rose', 'star', 'oven', 'wind']
 
@@ -24,7 +25,7 @@ def encoder(source, added):
     return pt.apply.generic(encode, required_columns=[source])
 
 
-DOCS, QUERIES = encoder('text', 'doc_vec'), encoder('query', 'query_vec')
+QUERIES = encoder('query', 'query_vec')
 TOPICS = pd.DataFrame({'qid': ['1', '2'], 'query': ['rose star', 'wind']})
 
 
@@ -35,12 +36,17 @@ def corpus(*texts):
 SOME = corpus('rose', 'star rose', 'wind wind', 'oven', 'rose rose star')
 
 
+def built(docs, path, **options):
+    return build_index(docs, path, lambda row, texts: texts, lambda texts: np.stack(vectors(texts)), key='words',
+                       **options)
+
+
 def results(index):
     return build_retriever(QUERIES, index)(TOPICS)
 
 
 def test_search_is_exact(tmp_path):
-    found = results(build_index(DOCS, SOME, tmp_path / 'index.flex'))
+    found = results(built(SOME, tmp_path / 'index.flex'))
     expected = np.stack(vectors(TOPICS['query'])) @ np.stack(vectors([doc['text'] for doc in SOME])).T
     for row, (_, group) in zip(expected, found.groupby('qid'), strict=True):
         order = np.argsort(-row, kind='stable')
@@ -50,7 +56,7 @@ def test_search_is_exact(tmp_path):
 
 
 def test_results_leave_out_docid_and_vectors(tmp_path):
-    found = results(build_index(DOCS, SOME, tmp_path / 'index.flex'))
+    found = results(built(SOME, tmp_path / 'index.flex'))
     assert set(found) == {'qid', 'query', 'docno', 'score', 'rank'}
 
 
@@ -78,7 +84,7 @@ def test_without_docid_is_a_transformer_in_good_standing():
 
 
 def test_text_comes_by_docno_whatever_the_order_of_the_other_index(tmp_path):
-    index = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    index = built(SOME, tmp_path / 'index.flex')
     pt.IterDictIndexer(str(tmp_path / 'terrier'), meta={'docno': 20, 'text': 200}).index(SOME[::-1])
     texts = pt.terrier.TerrierIndex(str(tmp_path / 'terrier'))
     found = build_retriever(QUERIES, index, text=texts)(TOPICS)
@@ -86,7 +92,7 @@ def test_text_comes_by_docno_whatever_the_order_of_the_other_index(tmp_path):
 
 
 def test_a_cut_reaches_the_search(tmp_path):
-    index = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    index = built(SOME, tmp_path / 'index.flex')
     text = pt.apply.generic(lambda res: res.assign(text='x'), required_columns=['docno'])
     for pipeline in (build_retriever(QUERIES, index) % 3, build_retriever(QUERIES, index, text=text)):
         whole, fused = pipeline, pipeline.compile()
@@ -96,22 +102,22 @@ def test_a_cut_reaches_the_search(tmp_path):
 
 
 def test_what_cannot_load_text_is_refused(tmp_path):
-    index = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    index = built(SOME, tmp_path / 'index.flex')
     with pytest.raises(ValueError, match='cannot load text'):
         build_retriever(QUERIES, index, text='vaswani')
 
 
 def test_an_index_that_is_there_is_kept_unless_overwritten(tmp_path):
-    build_index(DOCS, SOME, tmp_path / 'index.flex')
+    built(SOME, tmp_path / 'index.flex')
     with pytest.raises(ValueError, match='overwrite=True'):
-        build_index(DOCS, SOME[:2], tmp_path / 'index.flex')
+        built(SOME[:2], tmp_path / 'index.flex')
     assert len(pyterrier_dr.FlexIndex(str(tmp_path / 'index.flex'))) == len(SOME)
 
 
 def test_an_overwritten_index_answers_from_the_new_vectors(tmp_path):
-    old = build_index(DOCS, SOME, tmp_path / 'index.flex')
+    old = built(SOME, tmp_path / 'index.flex')
     assert len(results(old)) == 2 * len(SOME)
-    new = build_index(DOCS, corpus('wind', 'rose star rose'), tmp_path / 'index.flex', overwrite=True)
+    new = built(corpus('wind', 'rose star rose'), tmp_path / 'index.flex', overwrite=True)
     assert new is not old and len(new) == 2
     assert results(new)['docno'].tolist() == ['d1', 'd0', 'd0', 'd1']
 
@@ -119,27 +125,27 @@ def test_an_overwritten_index_answers_from_the_new_vectors(tmp_path):
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_nothing_changes_when_the_corpus_raises(tmp_path, overwrite):
     if overwrite:
-        build_index(DOCS, SOME, tmp_path / 'index.flex')
+        built(SOME, tmp_path / 'index.flex')
     before = sorted(path.name for path in tmp_path.iterdir())
 
     def failing():
         yield from SOME[:3]
         raise RuntimeError('the disk is gone')
     with pytest.raises(RuntimeError, match='the disk is gone'):
-        build_index(DOCS, failing(), tmp_path / 'index.flex', overwrite=overwrite)
+        built(failing(), tmp_path / 'index.flex', overwrite=overwrite)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     if overwrite:
         assert len(pyterrier_dr.FlexIndex(str(tmp_path / 'index.flex'))) == len(SOME)
-    assert len(build_index(DOCS, iter(SOME[:2]), tmp_path / 'index.flex', overwrite=overwrite)) == 2
+    assert len(built(iter(SOME[:2]), tmp_path / 'index.flex', overwrite=overwrite)) == 2
 
 
 @pytest.mark.parametrize('empty', [[], iter([])])
 def test_an_empty_corpus_is_refused(tmp_path, empty):
     with pytest.raises(ValueError, match='no documents'):
-        build_index(DOCS, empty, tmp_path / 'index.flex')
+        built(empty, tmp_path / 'index.flex')
     assert not list(tmp_path.iterdir())
 
 
 def test_no_queries_give_no_results(tmp_path):
-    found = build_retriever(QUERIES, build_index(DOCS, SOME, tmp_path / 'index.flex'))(TOPICS.iloc[:0])
+    found = build_retriever(QUERIES, built(SOME, tmp_path / 'index.flex'))(TOPICS.iloc[:0])
     assert not len(found) and {'qid', 'query', 'docno', 'score', 'rank'} <= set(found)

@@ -1,6 +1,7 @@
 """A Hugging Face encoder, its tokenizer and its pooling: texts to vectors, with gradients or without."""
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .._files import fingerprint
 from . import attention, parity
 from .batching import by_budget, near_equal
 from .kernels import KERNELS, Packing
@@ -27,6 +29,14 @@ _log = logging.getLogger('pyterrier_tasb')
 POOLINGS = ('cls', 'mean')
 STRATEGIES = ('auto', 'packed', 'sorted', 'padded')
 _BATCH_TOKENS = {'cpu': 8192, 'cuda': 131072}
+
+
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """A short hash of the names and values of a module's weights."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(module.state_dict().items()):
+        digest.update(name.encode() + weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Encoder(torch.nn.Module):
@@ -140,6 +150,12 @@ class Encoder(torch.nn.Module):
     def tokenizer_fingerprint(self) -> str:
         """A hash of the tokenizer, equal for equal tokenizers."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that a passage's vector depends on beside its text."""
+        return fingerprint(weights_fingerprint(self.model), self.tokenizer_fingerprint, self.pooling, self.normalize,
+                           self.doc_max_length, autocast_dtype(self.amp, self.device))
 
     @property
     def strategy(self) -> str:

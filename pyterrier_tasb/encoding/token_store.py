@@ -13,7 +13,7 @@ import numpy as np
 import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .._files import atomic_dir, fingerprint, read_json, write_json
+from .._files import atomic_dir, differences, fingerprint, read_json, write_json
 from .tokens import Tokens, gather, tokenise, tokenizer_fingerprint
 
 _CHUNK = 20_000   # texts tokenised between two saves, what an interruption can lose: some seconds
@@ -70,12 +70,17 @@ class TokenStore:
             ValueError: `path` holds tokens of other texts, of another tokenizer or of another length.
         """
         path = Path(path)
-        key = {'tokenizer': tokenizer_fingerprint(tokenizer), 'max_length': max_length, 'texts': texts.fingerprint,
-               'n': len(texts)}
-        meta = _begun(path, key, 'uint16' if len(tokenizer) <= 2 ** 16 else 'uint32')
+        dtype = 'uint16' if len(tokenizer) <= 2 ** 16 else 'uint32'
+        meta = _begun(path, cls.key_of(texts, tokenizer, max_length), dtype)
         if not meta['complete']:
             _write(path, meta, texts, tokenizer, n_jobs)
         return cls(path)
+
+    @staticmethod
+    def key_of(texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
+        """What the tokens of these texts depend on."""
+        return {'tokenizer': tokenizer_fingerprint(tokenizer), 'max_length': max_length, 'texts': texts.fingerprint,
+                'n': len(texts)}
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -127,10 +132,8 @@ def _begun(path: Path, key: dict[str, Any], dtype: str) -> dict[str, Any]:
             np.zeros(1, dtype=np.int64).tofile(part / _OFFSETS)
             write_json(part / _META, meta)
     if meta['key'] != key:
-        names = {'tokenizer': 'tokenizer', 'max_length': 'length', 'texts': 'texts', 'n': 'number of texts'}
-        differing = '; '.join(f'another {names[name]} ({meta["key"].get(name)}, now {key[name]})'
-                              for name in key if meta['key'].get(name) != key[name])
-        raise ValueError(f'{path} holds tokens of {differing}. Give another path, or delete this one')
+        raise ValueError(f'{path} holds the tokens of another call: {differences(meta["key"], key)}. Give another '
+                         'path, or delete this one')
     return meta
 
 
@@ -147,7 +150,7 @@ def _write(path: Path, meta: dict[str, Any], texts: Texts, tokenizer: PreTrained
         offsets_file.truncate((meta['rows'] + 1) * 8)
         ids_file.seek(0, os.SEEK_END)
         offsets_file.seek(0, os.SEEK_END)
-        for tokens in _in_order(pool, work, _chunks(meta['rows'], n), n_jobs + 1):
+        for tokens in in_order(pool, work, _chunks(meta['rows'], n), n_jobs + 1):
             ids, ends = tokens.ids.astype(meta['dtype']), tokens.offsets[1:] + meta['tokens']
             for file, array in ((ids_file, ids), (offsets_file, ends)):
                 file.write(array.tobytes())
@@ -160,7 +163,7 @@ def _write(path: Path, meta: dict[str, Any], texts: Texts, tokenizer: PreTrained
     write_json(path / _META, {**meta, 'complete': True})
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Any, items: Iterator, ahead: int) -> Iterator:  # noqa: ANN401
+def in_order(pool: ThreadPoolExecutor, work: Any, items: Iterator, ahead: int) -> Iterator:  # noqa: ANN401
     """Results in the order of the items; at most `ahead` of them exist at a time."""
     waiting: deque = deque()
     for item in items:

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint, work_directory
 from ..encoding import Encoder, Tokens
+from ..encoding.encoder import weights_fingerprint
 from ..texts import TextStore
 from ..training.config import Training
 from . import colbert
@@ -209,7 +210,7 @@ class LateInteraction(pt.Estimator):
     @property
     def weights_fingerprint(self) -> str:
         """A hash of the weights."""
-        return fingerprint(*(value.detach().cpu().numpy() for _, value in sorted(self.module.state_dict().items())))
+        return weights_fingerprint(self.module)
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a ColBERT checkpoint that `LateInteraction(path)` reads.

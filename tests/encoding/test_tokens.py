@@ -163,10 +163,10 @@ def test_no_texts(tmp_path, tokenizer):
 def test_tokens_of_something_else_are_refused(tmp_path, tokenizer, texts):
     TokenStore.build(tmp_path / 'tokens', texts, tokenizer, 9)
     files = {file.name: file.read_bytes() for file in (tmp_path / 'tokens').iterdir()}
-    with pytest.raises(ValueError, match=r'another length \(9, now 12\)'):
+    with pytest.raises(ValueError, match=r'max_length \(9 there, 12 now\)'):
         TokenStore.build(tmp_path / 'tokens', texts, tokenizer, 12)
     texts.fingerprint = 'beef'
-    with pytest.raises(ValueError, match=r'another texts \(f00d, now beef\)'):
+    with pytest.raises(ValueError, match=r"texts \('f00d' there, 'beef' now\)"):
         TokenStore.build(tmp_path / 'tokens', texts, tokenizer, 9)
     assert {file.name: file.read_bytes() for file in (tmp_path / 'tokens').iterdir()} == files
 

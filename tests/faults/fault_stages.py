@@ -17,6 +17,7 @@ from pyterrier_tasb import (
     TextStore,
     Training,
 )
+from pyterrier_tasb import indexing as indexing_module
 from pyterrier_tasb._files import file_fingerprint, fingerprint
 from pyterrier_tasb.encoding import TokenStore, token_store
 from pyterrier_tasb.teachers import CachedScorer, plan_scores
@@ -133,6 +134,7 @@ def saving(g):
 
 def indexing(g):
     tasb = TasBalanced(g.model, amp='off')
+    indexing_module._SAVE_EVERY = 0.0
     index = tasb.index(g.corpus, g.folder / 'index', overwrite=True, batch_size=20)
     docnos, vectors, _ = index.payload()
     return fingerprint(list(docnos), np.array(vectors))

@@ -1,0 +1,200 @@
+"""From a corpus to a FlexIndex, in batches that are kept: an interruption loses seconds, and no half index is seen."""
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyterrier as pt
+import pyterrier_dr
+from more_itertools import chunked, peekable
+from npids import Lookup
+
+from ._files import fingerprint, locked, move_into_place, read_json, write_json
+from .encoding.token_store import in_order
+
+_SAVE_EVERY = 5.0   # seconds of encoding that an interruption may lose, beside the batch that is worked on
+
+
+def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Callable[[int, list[str]], Any],
+                encode: Callable[[Any], np.ndarray], *, key: str, text_field: str = 'text', batch_size: int = 4096,
+                overwrite: bool = False, verbose: bool = False) -> pyterrier_dr.FlexIndex:
+    """Encode a corpus into a new FlexIndex, which appears at `path` only when it is whole.
+
+    Until then, vectors are kept in `path.part`. The same call after an interruption reads the corpus again from its
+    beginning and encodes only what is not there yet; vectors of other passages or of another encoder are not used.
+
+    Args:
+        corpus: Dictionaries with docno and the text field; streamed.
+        path: Where the index goes.
+        tokenise: (row of the first, texts of a batch) → what `encode` takes; called in another thread, a batch ahead.
+        encode: → float32[n, D], the vectors of a batch.
+        key: What the vectors depend on beside the texts.
+        text_field: The passages' text.
+        batch_size: Passages encoded and kept at a time.
+        overwrite: Replace what is at `path`.
+        verbose: Show progress.
+
+    Returns:
+        A fresh object: an index object that was open on the old files would go on answering from them.
+
+    Raises:
+        ValueError: `path` exists and `overwrite` is False, the corpus is empty, a passage has no text, or a docno
+            comes twice.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise ValueError(f'{path} exists: index to a new path, or pass overwrite=True')
+    batches = peekable(_batches(corpus, text_field, batch_size, key))
+    if not batches:
+        raise ValueError('the corpus has no documents: nothing was indexed')
+    folder = path.with_name(path.name + '.part')
+    with locked(folder):
+        part = _Part(folder)
+        try:
+            with Lookup.builder(part.index / 'docnos.npids') as docnos, \
+                    pt.tqdm(desc='Encoding', unit='passage', disable=not verbose) as bar:
+                for vectors, batch in part.vectors(batches, tokenise, encode):
+                    for docno in batch.docnos:
+                        docnos.add(docno)
+                    part.keep(vectors, batch)
+                    bar.update(len(batch.docnos))
+            part.finish(path, overwrite=overwrite)
+        except BaseException:
+            part.leave()
+            raise
+        shutil.rmtree(folder)
+    return pyterrier_dr.FlexIndex(str(path))
+
+
+class _Batch:
+    """Passages that follow each other in the corpus, and a hash of them."""
+
+    def __init__(self, row: int, docnos: list[str], texts: list[str], key: str) -> None:
+        self.row, self.docnos, self.texts = row, docnos, texts
+        self.hash = fingerprint(key, docnos, texts)
+
+
+def _batches(corpus: Iterable[dict], text_field: str, size: int, key: str) -> Iterator[_Batch]:
+    row, distinct = 0, _Distinct()
+    for docs in chunked(corpus, size):
+        for doc in docs:
+            if not isinstance(doc.get(text_field), str) or 'docno' not in doc:
+                raise ValueError(f'document {doc.get("docno")!r} (number {row + docs.index(doc)}) has no docno or no '
+                                 f'{text_field!r} that is a string; it has {sorted(doc)}')
+        docnos = [str(doc['docno']) for doc in docs]
+        distinct.add(docnos)
+        yield _Batch(row, docnos, [doc[text_field] for doc in docs], key)
+        row += len(docs)
+
+
+class _Distinct:
+    """Finds ids that come twice, in 8 bytes an id."""
+
+    def __init__(self) -> None:
+        self.seen = np.empty(0, dtype=np.uint64)
+
+    def add(self, ids: list[str]) -> None:
+        hashes = np.array([int(fingerprint(i), 16) for i in ids], dtype=np.uint64)
+        found, first = np.unique(hashes, return_index=True)
+        again = np.setdiff1d(np.arange(len(ids)), first)
+        at = np.searchsorted(self.seen, found)
+        known = first[(at < len(self.seen)) & (self.seen[np.minimum(at, len(self.seen) - 1)] == found)] \
+            if len(self.seen) else first[:0]
+        if len(again) or len(known):
+            raise ValueError(f'docno {ids[[*again, *known][0]]!r} comes twice in the corpus: a docno names one passage')
+        self.seen = np.insert(self.seen, at, found)
+
+
+class _Part:
+    """`path.part`: the index that is being made, and of which passages its vectors are.
+
+    Args:
+        folder: `index` in it becomes the index; `progress.json` has hash and checksum of every batch whose vectors are
+            there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.index = folder, folder / 'index'
+        self.index.mkdir(exist_ok=True)
+        file = folder / 'progress.json'
+        self.kept: list[dict[str, Any]] = read_json(file) if file.exists() else []
+        self.n, self.saved, self.saved_at = 0, len(self.kept), time.monotonic()
+        (self.index / 'vecs.f4').touch()
+        (self.index / 'docnos.npids').unlink(missing_ok=True)   # made again from the corpus
+        self.file: BinaryIO = open(self.index / 'vecs.f4', 'r+b')
+
+    def vectors(self, batches: Iterator[_Batch], tokenise: Callable, encode: Callable,
+                ) -> Iterator[tuple[np.ndarray | None, _Batch]]:
+        """Vectors of all batches in order; None of those that are kept already."""
+        batches = peekable(batches)
+        while batches and self._has(batches.peek()):
+            self.n += 1
+            yield None, next(batches)
+        del self.kept[self.n:]
+        self.file.truncate(self._size)
+        with ThreadPoolExecutor(1) as pool:
+            prepared = in_order(pool, lambda batch: (batch, tokenise(batch.row, batch.texts)), batches, 2)
+            for batch, tokens in prepared:
+                yield np.ascontiguousarray(encode(tokens), dtype='<f4'), batch
+
+    def _has(self, batch: _Batch) -> bool:
+        if self.n >= len(self.kept) or self.kept[self.n]['passages'] != batch.hash:
+            return False
+        vectors = self.file.read(self.kept[self.n]['bytes'])
+        return len(vectors) == self.kept[self.n]['bytes'] and zlib.crc32(vectors) == self.kept[self.n]['checksum']
+
+    @property
+    def _size(self) -> int:
+        return sum(batch['bytes'] for batch in self.kept)
+
+    def keep(self, vectors: np.ndarray | None, batch: _Batch) -> None:
+        """Add a batch's vectors to the file."""
+        if vectors is None:
+            return
+        if len(vectors) != len(batch.docnos) or not np.isfinite(vectors).all():
+            raise ValueError(f'the encoder gave {vectors.shape[0]} vectors for the {len(batch.docnos)} passages from '
+                             f'{batch.docnos[0]!r} on, {int((~np.isfinite(vectors)).any(1).sum())} of them with NaN or '
+                             'infinite numbers: they cannot be searched')
+        self.file.seek(self._size)
+        self.file.write(vectors.tobytes())
+        self.kept.append({'n': len(vectors), 'bytes': vectors.nbytes, 'passages': batch.hash,
+                          'checksum': zlib.crc32(vectors)})
+        self.n += 1
+        if time.monotonic() - self.saved_at >= _SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        write_json(self.folder / 'progress.json', self.kept)
+        self.saved, self.saved_at = len(self.kept), time.monotonic()
+
+    def finish(self, path: Path, *, overwrite: bool) -> None:
+        """Move the index to its place."""
+        self._save()
+        self.file.close()
+        rows = sum(batch['n'] for batch in self.kept)
+        write_json(self.index / 'pt_meta.json', {
+            'type': pyterrier_dr.FlexIndex.ARTIFACT_TYPE, 'format': pyterrier_dr.FlexIndex.ARTIFACT_FORMAT,
+            'vec_size': self.kept[0]['bytes'] // 4 // self.kept[0]['n'], 'doc_count': rows})
+        move_into_place(self.index, path, overwrite=overwrite)
+
+    def leave(self) -> None:
+        """Keep what an interrupted call has made, and say so."""
+        if self.file.closed:
+            return
+        if len(self.kept) > self.saved:
+            self._save()
+        self.file.close()
+        if self.kept:
+            pt.tqdm.write(f'{sum(batch["n"] for batch in self.kept):,} passages are encoded and kept in {self.folder}: '
+                          'the same call goes on from there')
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)

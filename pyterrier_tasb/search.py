@@ -1,0 +1,122 @@
+"""Exact search on a GPU: vectors held in half precision, so that 8.8M × 768 fit, scores computed in float32."""
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pandas as pd
+import pyterrier as pt
+import pyterrier_alpha as pta
+import pyterrier_dr
+import torch
+
+_ROWS = 65_536   # vectors converted at a time
+_QUERIES = 64   # at a time: their half-precision scores of 8.8M passages take 1.1 GB
+
+
+def search(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest by dot product.
+
+    Half-precision products find k + max(100, k / 10) candidates, whose scores are then computed in float32: a product
+    around 100 is rounded to 0.06, too coarse to rank by.
+
+    Args:
+        vectors: float16[N, D].
+        queries: float32[Q, D], on the same device.
+        k: Results for each query.
+
+    Returns:
+        float32[Q, min(k, N)] scores in descending order and int64 rows; equal scores of candidates are in the order of
+        their rows.
+    """
+    found = [_search(vectors, some, k) for some in queries.split(_QUERIES)]
+    return torch.cat([scores for scores, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _search(vectors: torch.Tensor, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    coarse = queries.to(vectors.dtype) @ vectors.T
+    rows = coarse.topk(min(len(vectors), k + max(100, k // 10)), dim=1, sorted=False).indices.sort(dim=1).values
+    del coarse
+    scores = torch.stack([vectors[some].float() @ query for some, query in zip(rows, queries.float())])
+    scores, order = scores.sort(dim=1, descending=True, stable=True)
+    return scores[:, :k], rows.gather(1, order[:, :k])
+
+
+def fits(index: pyterrier_dr.FlexIndex, device: torch.device) -> bool:
+    """Whether `device` is a GPU with room for the index in half precision and for what a search takes."""
+    if device.type != 'cuda':
+        return False
+    _, meta = index.payload(return_docnos=False)
+    n, dim = meta['doc_count'], meta['vec_size']
+    free, _ = torch.cuda.mem_get_info(device)
+    return free > 2 * n * dim + 4 * _QUERIES * n + (1 << 30)
+
+
+class _Held:
+    """An index's vectors on a device, copied there a block at a time when they are first asked for."""
+
+    def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device) -> None:
+        self.index, self.device, self.lock = index, device, threading.Lock()
+        self.vectors: torch.Tensor | None = None
+
+    def get(self) -> torch.Tensor:
+        """float16[N, D]."""
+        with self.lock:
+            if self.vectors is None:
+                stored, _ = self.index.payload(return_docnos=False)
+                vectors = torch.empty(stored.shape, dtype=torch.float16, device=self.device)
+                for start in range(0, len(stored), _ROWS):
+                    vectors[start:start + _ROWS] = torch.from_numpy(stored[start:start + _ROWS].astype(np.float16))
+                self.vectors = vectors
+            return self.vectors
+
+
+class HalfPrecisionRetriever(pt.Transformer):
+    """Queries with `query_vec` → results, by :func:`search` over all vectors of an index.
+
+    Args:
+        index: What to search, by dot product.
+        device: Where its vectors are held; they are copied there at the first search.
+        num_results: Results for each query.
+
+    Raises:
+        ValueError: The index wants another similarity.
+    """
+
+    schematic = {'label': 'exact search'}
+
+    def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device | str, num_results: int = 1000, *,
+                 _held: _Held | None = None) -> None:
+        if index.sim_fn != pyterrier_dr.SimFn.dot:
+            raise ValueError(f'{index!r} is searched by {index.sim_fn}, this by the dot product: use np_retriever()')
+        self.index, self.device, self.num_results = index, torch.device(device), num_results
+        self._held = _held or _Held(index, self.device)
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Results with docno, score and rank, without `query_vec`."""
+        pt.validate.query_frame(inp, extra_columns=['query_vec'], context=self)
+        inp, results = inp.reset_index(drop=True), pta.DataFrameBuilder(['docno', 'score', 'rank'])
+        if len(inp):
+            docnos, _ = self.index.payload(return_dvecs=False)
+            queries = torch.from_numpy(np.stack(inp['query_vec'].to_list()).astype(np.float32)).to(self.device)
+            for scores, rows in zip(*(part.cpu().numpy() for part in search(self._held.get(), queries,
+                                                                            self.num_results))):
+                results.extend({'docno': docnos.fwd[rows], 'score': scores.astype(np.float64),
+                                'rank': np.arange(len(rows))})
+        return results.to_df(inp.drop(columns='query_vec'))
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
+        """Search for k only, in the same memory."""
+        return HalfPrecisionRetriever(self.index, self.device, k, _held=self._held) if k < self.num_results else None
+
+    def _key(self) -> tuple:
+        return self.index.index_path, self.device, self.num_results
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HalfPrecisionRetriever) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        return f'HalfPrecisionRetriever({self.index!r}, device={str(self.device)!r}, num_results={self.num_results})'
