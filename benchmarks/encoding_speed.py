@@ -7,12 +7,15 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from common import interleaved, machine, markdown, peak_memory, report
 
 from pyterrier_tasb import Encoder, minilm, pydocs
+
+PARTS = ('time', 'memory')
+NAMES = ('HgfBiEncoder', 'SentenceTransformer', 'ours fp32', 'ours bf16')
 
 
 def arguments() -> argparse.Namespace:
@@ -21,11 +24,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--max-words', type=int, default=60)
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--model', default=None, help='default: the packaged MiniLM')
+    parser.add_argument('--parts', nargs='*', default=PARTS, choices=PARTS)
     parser.add_argument('--memory-of', default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def encoders(path: str, names: list[str] | None = None) -> dict[str, Callable[[list[str]], object]]:
+def encoders(path: str, names: Sequence[str]) -> dict[str, Callable[[list[str]], object]]:
     """Name → texts to vectors."""
     def hgf() -> Callable:
         from pyterrier_dr import HgfBiEncoder
@@ -41,9 +45,27 @@ def encoders(path: str, names: list[str] | None = None) -> dict[str, Callable[[l
         encoder = Encoder.load(path, amp=amp, doc_max_length=200, device='cpu')
         return lambda texts: encoder.encode(encoder.tokenise(texts, 'doc'))
 
-    makers = {'HgfBiEncoder': hgf, 'SentenceTransformer': st, 'ours fp32': lambda: ours('off'),
-              'ours bf16': lambda: ours('bf16')}
-    return {name: make() for name, make in makers.items() if names is None or name in names}
+    makers = dict(zip(NAMES, (hgf, st, lambda: ours('off'), lambda: ours('bf16')), strict=True))
+    return {name: makers[name]() for name in names}
+
+
+def time(path: str, texts: list[str], rounds: int) -> None:
+    seconds = interleaved({name: lambda _, encode=encode: encode(texts)
+                           for name, encode in encoders(path, NAMES).items()}, rounds)
+    ours = [name for name in NAMES if name.startswith('ours')]
+    for peer in ('SentenceTransformer', 'HgfBiEncoder'):
+        report(f'Encoding against {peer}', {name: seconds[name] for name in (peer, *ours)}, len(texts), 'passages',
+               dict.fromkeys(ours, peer))
+
+
+def memory() -> None:
+    rows = []
+    for name in NAMES:
+        command = [sys.executable, *sys.argv, '--memory-of', name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        before, after = done.stdout.split()[-2:]
+        rows.append({'': name, 'GB with the model loaded': before, 'peak GB when done': after})
+    print(f'## Memory\n\n{markdown(pd.DataFrame(rows))}\n')
 
 
 def main() -> None:
@@ -51,25 +73,17 @@ def main() -> None:
     path = args.model or minilm()
     texts = [doc['text'] for doc in pydocs.load(max_words=args.max_words).get_corpus_iter()][:args.passages]
     if args.memory_of:
-        encode = encoders(path, [args.memory_of])[args.memory_of]
+        encode = encoders(path, (args.memory_of,))[args.memory_of]
         encode(texts[:8])
         before = peak_memory()
         encode(texts)
         print(f'{before:.2f} {peak_memory():.2f}')
         return
-    seconds = interleaved({name: lambda _, encode=encode: encode(texts) for name, encode in encoders(path).items()},
-                          args.rounds)
-    report('Encoding against SentenceTransformer', seconds, len(texts), 'passages',
-           {'ours fp32': 'SentenceTransformer', 'ours bf16': 'SentenceTransformer'})
-    report('Encoding against HgfBiEncoder', seconds, len(texts), 'passages',
-           {'ours fp32': 'HgfBiEncoder', 'ours bf16': 'HgfBiEncoder'})
-    rows = []
-    for name in seconds:
-        command = [sys.executable, *sys.argv, '--memory-of', name]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        before, after = done.stdout.split()[-2:]
-        rows.append({'': name, 'peak GB with the model loaded': before, 'peak GB when done': after})
-    print(f'## Memory\n\n{markdown(pd.DataFrame(rows))}\n\n{machine()}')
+    if 'time' in args.parts:
+        time(path, texts, args.rounds)
+    if 'memory' in args.parts:
+        memory()
+    print(machine())
 
 
 if __name__ == '__main__':

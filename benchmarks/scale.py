@@ -47,7 +47,7 @@ def make_texts(folder: Path, scale: float) -> None:
 
     def passages() -> object:
         for start in range(0, n, 10_000):
-            lengths = np.clip(rng.gamma(3.7, 10.4, 10_000), 5, 300).astype(int)
+            lengths = np.clip(rng.gamma(3.7, 6.0, 10_000), 5, 300).astype(int)
             drawn = words[np.minimum(rng.zipf(1.3, lengths.sum()) - 1, len(words) - 1)]
             ends = np.cumsum(lengths)
             for i, (end, length) in enumerate(zip(ends, lengths)):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import interleaved, report
+from common import interleaved, machine, report
 
 from pyterrier_tasb import BatchPlan, Encoder, LateInteraction, ScoredPairs, TeacherScores, TextStore, minilm, pydocs
 from pyterrier_tasb.encoding import TokenStore
@@ -103,7 +103,10 @@ def sentence_transformers(data: Data, path: str, amp: bool) -> Callable[[int], N
 def plain_loop(data: Data, base: Encoder, teacher: LateInteraction | None) -> Callable[[int], None]:
     """One optimiser step as the reference trainer takes it."""
     model, tokenizer = copy.deepcopy(base.model).train(), base.tokenizer
-    model.set_attn_implementation('sdpa')
+    theirs = None if teacher is None else copy.deepcopy(teacher.module.encoder.model)
+    for some in (model, theirs):
+        if some is not None:
+            some.set_attn_implementation('sdpa')
     update = optimiser(model)
 
     def states(model: torch.nn.Module, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,11 +117,9 @@ def plain_loop(data: Data, base: Encoder, teacher: LateInteraction | None) -> Ca
         return states(model, texts, length)[0][:, 0]
 
     def late(queries: list[str], docs: list[str]) -> torch.Tensor:
-        module = teacher.module.encoder.model
-        module.set_attn_implementation('sdpa')
         with torch.no_grad():
-            q, q_mask = states(module, queries, 30)
-            d, d_mask = states(module, docs, 200)
+            q, q_mask = states(theirs, queries, 30)
+            d, d_mask = states(theirs, docs, 200)
             scores = torch.einsum('qth,dsh->qdts', q, d).masked_fill(~d_mask[None, :, None], -torch.inf)
             return scores.max(-1).values.masked_fill(~q_mask[:, None], 0).sum(-1)
 
@@ -130,8 +131,8 @@ def plain_loop(data: Data, base: Encoder, teacher: LateInteraction | None) -> Ca
         rows = torch.arange(len(queries))
         loss = ((scores[rows, rows] - scores[rows, rows + len(rows)] - margin) ** 2).mean()
         if teacher is not None:
-            theirs = torch.cat([late(queries, pos), late(queries, neg)], 1)
-            difference = (scores[rows, rows][:, None] - scores) - (theirs[rows, rows][:, None] - theirs)
+            wanted = torch.cat([late(queries, pos), late(queries, neg)], 1)
+            difference = (scores[rows, rows][:, None] - scores) - (wanted[rows, rows][:, None] - wanted)
             loss = loss + .75 * (difference ** 2).mean()
         loss.backward()
         update.step()
@@ -161,19 +162,26 @@ def main() -> None:
             'ours packed bf16': lambda: ours(data, base, 'packed', 'bf16', None),
             'ours packed fp32, live teacher': lambda: ours(data, base, 'packed', 'off', live),
             'ours packed fp32, cached teacher': lambda: ours(data, base, 'packed', 'off', cached),
+            'ours packed bf16, live teacher': lambda: ours(data, base, 'packed', 'bf16', live),
+            'ours packed bf16, cached teacher': lambda: ours(data, base, 'packed', 'bf16', cached),
         }
         steps = {name: make() for name, make in makers.items()
                  if args.only is None or any(word in name for word in args.only)}
         variants = {name: lambda number, step=step: [step(number * args.steps + i) for i in range(args.steps)]
                     for name, step in steps.items()}
         seconds = interleaved(variants, args.rounds)
-    st = {name: f'sentence-transformers {"bf16" if "bf16" in name else "fp32"}' for name in seconds
-          if name.startswith('ours') and 'teacher' not in name}
-    peers = {**st, 'ours packed bf16': 'sentence-transformers fp32',
-             'ours packed fp32, live teacher': 'plain loop fp32, live teacher',
-             'ours packed fp32, cached teacher': 'ours packed fp32'}
-    report(f'Training, batches of {args.batch_size} triples', seconds, args.batch_size * args.steps, 'triples',
-           {name: peer for name, peer in peers.items() if name in seconds and peer in seconds})
+    def against(peer: str, *names: str) -> None:
+        pairs = {name: peer for name in names if name in seconds and peer in seconds}
+        report(f'Training, batches of {args.batch_size} triples, against {peer}',
+               {name: seconds[name] for name in (peer, *pairs) if name in seconds}, args.batch_size * args.steps,
+               'triples', pairs)
+    with_teacher = [name for name in seconds if name.startswith('ours') and 'teacher' in name]
+    without = [name for name in seconds if name.startswith('ours') and 'teacher' not in name]
+    against('sentence-transformers fp32', 'sentence-transformers bf16', 'plain loop fp32', *without)
+    against('sentence-transformers bf16', 'ours packed bf16')
+    against('plain loop fp32, live teacher', *with_teacher)
+    against('ours packed fp32', 'ours packed fp32, cached teacher', 'ours packed fp32, live teacher')
+    print(machine())
 
 
 if __name__ == '__main__':

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,7 @@ class Fit:
     def __init__(self, student: TasBalanced, folder: Path, *, resume: bool) -> None:
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
+        self.micro_batch_tokens = student.training.micro_batch_tokens
         self.base_name = resume and student._unfinished or student.model_name
         self.weights_before = weights_fingerprint(student.encoder)
         self.report: dict[str, Any] = {
@@ -179,15 +182,20 @@ class Fit:
         if not path.exists():
             training = self.training
             k = training.clusters or default_k(examples.pairs.n_queries, self._n_batches * training.clusters_per_batch)
-            QueryClusters.fit(self._query_vectors(examples), k, spherical=training.spherical,
-                              seed=training.seed).save(path)
+            with self._query_vectors(examples) as vectors:
+                QueryClusters.fit(vectors, k, spherical=training.spherical, seed=training.seed).save(path)
         return QueryClusters(path)
 
-    def _query_vectors(self, examples: Examples) -> np.ndarray:
+    @contextmanager
+    def _query_vectors(self, examples: Examples) -> Iterator[np.ndarray]:
+        """float32[Q, D], on disk for as long as they are needed: 800,000 of 768 dimensions take 2.5 GB."""
         encoder = self.student.cluster_encoder
         if encoder is not None:
-            return encoder.encode_queries(examples.queries.take(np.arange(len(examples.queries))))
-        return self.student.encoder.encode(self._tokens(examples.queries, 'query').take(None))
+            yield encoder.encode_queries(examples.queries.take(np.arange(len(examples.queries))))
+            return
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            out = np.memmap(file, dtype=np.float32, mode='w+', shape=(len(examples.queries), self.student.encoder.dim))
+            yield self.student.encoder.encode(self._tokens(examples.queries, 'query'), out=out)
 
     def _tokens(self, texts: Any, side: str) -> TokenStore:  # noqa: ANN401
         encoder = self.student.encoder
@@ -242,16 +250,28 @@ class Fit:
         self.student._unfinished = self.base_name
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
-                       desc='TAS-Balanced')
+                       desc='TAS-Balanced', save_memory=self._halve_micro_batch)
         self.student._unfinished = None
         return {**self.report, **record.to_dict(), 'seconds': round(time.perf_counter() - self.started, 1),
                 'hardware': hardware(), 'versions': versions()}
 
     def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
-        limit = self.training.micro_batch_tokens
+        limit = self.micro_batch_tokens
         vectors = module(batch.tokens) if limit is None else cached_forward(module, batch.tokens, limit)
         # score = scale × cosine, shared between the two sides so that vectors stay symmetric
         return vectors * self.training.scale ** 0.5 if self.student.encoder.normalize else vectors
+
+    def _halve_micro_batch(self, batch: TrainingBatch) -> bool:
+        """Half the tokens at a time from now on, with the same gradients; False where a text alone is too much."""
+        lengths = batch.tokens.lengths
+        half = min(self.micro_batch_tokens or int(lengths.sum()), int(lengths.sum())) // 2
+        if half < lengths.max():
+            return False
+        self.micro_batch_tokens = half
+        pt.tqdm.write(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
+                      f'{half:,} at a time, which gives the same gradients and takes a third longer. '
+                      f'Training(micro_batch_tokens={half}) starts with that')
+        return True
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         vectors, training = self._vectors(module, batch), self.training

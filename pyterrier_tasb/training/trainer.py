@@ -25,6 +25,7 @@ from .config import Training
 from .state import untouched_global_state
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+SaveMemory = Callable[[Any], bool]
 _COMPLETE = 'complete.json'
 
 
@@ -116,13 +117,13 @@ class _Trainer(Trainer):
 
     def __init__(self, module: torch.nn.Module, args: TrainingArguments, training: Training, batches: Batches,
                  loss: Loss, validate: Callable[[], dict[str, float]] | None, callbacks: list[TrainerCallback],
-                 start: int) -> None:
+                 start: int, save_memory: SaveMemory | None) -> None:
         n_batches = training.steps * training.accumulation * args.world_size
         super().__init__(module, args, data_collator=lambda items: items[0],
                          train_dataset=_Steps(batches, n_batches), callbacks=callbacks,
                          eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
-        self.training, self.loss, self.validate = training, loss, validate
+        self.training, self.loss, self.validate, self.save_memory = training, loss, validate, save_memory
         self.first_batch = start * training.accumulation * args.world_size
         self._parts: dict[str, torch.Tensor] = {}
         self._n_parts = 0
@@ -141,6 +142,27 @@ class _Trainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self.training.rate_at)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def training_step(self, model: torch.nn.Module, inputs: tuple[int, Any],
+                      num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
+        """A step that starts again with less memory where there was too little."""
+        parts = dict(self._parts), self._n_parts
+        try:
+            return super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError as error:
+            if self.args.world_size > 1 or self.save_memory is None or not self.save_memory(inputs[1]):
+                raise
+            del error   # and what its traceback holds
+        # gradients may be half added: those of this step's batches so far are computed again
+        (self._parts, self._n_parts), first = parts, inputs[0] - inputs[0] % self.training.accumulation
+        model.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        for number in range(first, inputs[0]):
+            before = dict(self._parts), self._n_parts
+            super().training_step(model, self.train_dataset[number], num_items_in_batch)
+            self._parts, self._n_parts = before
+        return self.training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: torch.nn.Module, inputs: tuple[int, Any], return_outputs: bool = False,
                      num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
@@ -281,7 +303,8 @@ def _quiet() -> Iterator[None]:
 
 def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Training, *, output_dir: str | os.PathLike,
           device: torch.device, validate: Callable[[], dict[str, float]] | None = None, resume: bool = False,
-          desc: str = 'Training', extra_callbacks: tuple[TrainerCallback, ...] = ()) -> TrainingRecord:
+          desc: str = 'Training', extra_callbacks: tuple[TrainerCallback, ...] = (),
+          save_memory: SaveMemory | None = None) -> TrainingRecord:
     """Train `module` in place.
 
     Args:
@@ -296,6 +319,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         resume: Continue from the newest unharmed checkpoint in `output_dir`, if there is one.
         desc: Label of the progress bar.
         extra_callbacks: Further `transformers.TrainerCallback`s.
+        save_memory: Called with the batch for which the GPU's memory was too small; True when `loss` will now take
+            less, and the step is done again.
 
     Returns:
         The record of the run; `module` holds the best weights and is in evaluation mode, also after an exception.
@@ -316,7 +341,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     with untouched_global_state(), _quiet():
         args = _arguments(training, output_dir, device, validate is not None)
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
-                           [*_callbacks(training, validate is not None, progress), *extra_callbacks], start)
+                           [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,
+                           save_memory)
         trainer.remove_callback(PrinterCallback)
         if checkpoint:
             pt.tqdm.write(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
