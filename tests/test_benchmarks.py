@@ -1,0 +1,48 @@
+"""Every benchmark runs, small; what it measures is not looked at."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parent.parent / 'benchmarks'
+
+
+def _run(name, *arguments, cwd):
+    done = subprocess.run([sys.executable, str(BENCHMARKS / name), *map(str, arguments)], cwd=cwd, text=True,
+                          capture_output=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert 'torch 2.' in done.stdout and 'threads' in done.stdout   # the machine and the versions
+    return done.stdout
+
+
+def test_training_speed(tmp_path, minilm_dir):
+    out = _run('training_speed.py', '--rounds', 1, '--batch-size', 2, '--max-words', 24, cwd=tmp_path)
+    for row in ('sentence-transformers bf16', 'plain loop fp32, live teacher', 'ours padded fp32', 'ours sorted fp32',
+                'ours packed bf16', 'ours packed fp32, live teacher', 'ours packed bf16, cached teacher'):
+        assert f'| {row} |' in out
+    assert out.count('×') == 12
+
+
+def test_encoding_speed(tmp_path, minilm_dir):
+    out = _run('encoding_speed.py', '--rounds', 1, '--passages', 8, '--max-words', 24, cwd=tmp_path)
+    assert out.count('| HgfBiEncoder |') == 2 and 'peak GB' in out and out.count('×') == 4
+
+
+def test_scale(tmp_path, minilm_dir):
+    out = _run('scale.py', '--scale', 5e-5, cwd=tmp_path)
+    for part in ('pairs', 'plan', 'tokens', 'clusters'):
+        assert f'| {part} |' in out
+    assert 'µs a batch' in out and 'mean' in out
+
+
+def test_quality_vs_time(tmp_path, minilm_dir):
+    out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--steps', 2, '--every', 1,
+               '--teacher-steps', 1, '--batch-size', 4, '--max-words', 24, '--systems', 'ours', '--out', tmp_path,
+               cwd=tmp_path)
+    assert 'negatives mined in' in out and out.count('| ours |') == 2
+    assert (tmp_path / 'quality_vs_time.md').exists() and (tmp_path / 'quality_vs_time.png').exists()
+
+
+def test_gpu_says_when_there_is_none(tmp_path):
+    out = _run('gpu.py', '--rounds', 1, '--passages', 200, '--index-size', 2000, cwd=tmp_path)
+    assert 'no GPU here' in out or 'search of 2,000' in out
