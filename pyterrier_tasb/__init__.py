@@ -19,6 +19,7 @@ _EXPORTS = {
     'TeacherScores': 'teachers',
     'TextStore': 'texts',
     'Encoder': 'encoding',
+    'TokenStore': 'encoding',
     'minilm': 'packaged',
 }
 _SUBMODULES = {'losses': 'training.losses', 'plots': 'plots', 'pydocs': 'pydocs'}

@@ -1,5 +1,6 @@
-"""Properties that hold for any input: round trips, and results that do not depend on order, company or interruptions."""
+"""What holds for any input: round trips, and results that depend on no order, company or interruption."""
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_clusters_survive_disk_and_text(folder, assignment):
     assert saved.fingerprint == clusters.fingerprint and saved.n_clusters == clusters.n_clusters
     qids = [f'q{i}' for i in range(len(assignment))]
     clusters.write_text(here / 'text', qids)
-    with pytest.warns(UserWarning) if (assignment < 0).any() else tempfile.SpooledTemporaryFile():
+    with pytest.warns(UserWarning) if (assignment < 0).any() else nullcontext():
         read = QueryClusters.read_text(here / 'text', qids)
     members = [clusters.members(c).tolist() for c in range(clusters.n_clusters)]
     # an empty cluster has no line that could be read
@@ -140,8 +141,9 @@ def test_micro_batches_give_the_gradients_of_the_batch(encoders, lengths, seed, 
         (vectors @ vectors.T).square().mean().backward()   # every text's gradient depends on all others
         found.append([p.grad.clone() for p in encoders['packed'].parameters() if p.grad is not None])
     assert len(found[0]) == len(found[1]) > 0
-    for ours, theirs in zip(*found):
-        torch.testing.assert_close(ours, theirs, atol=1e-4 * theirs.abs().max().item() + 1e-6, rtol=1e-4)
+    largest = max(grad.abs().max().item() for grad in found[0])
+    for whole, parts in zip(*found):
+        torch.testing.assert_close(parts, whole, atol=1e-5 * largest, rtol=1e-4)
 
 
 # ---- caches --------------------------------------------------------------------------------------------------------
