@@ -1,8 +1,10 @@
-"""Quality against wall time on pydocs: ours against sentence-transformers' own trainer, same student, same negatives.
+"""Quality after each minute of wall time on pydocs: ours against sentence-transformers' own trainer.
 
-The clock starts when the corpus and the labels are in memory and counts everything: mining the negatives, training and
-running the teacher, clustering, training, encoding the corpus. Every system pays for what it uses. Weights are copied
-while the clock stands still, and each copy is evaluated afterwards; encoding the corpus with it is added to its time.
+Same student, same mined negatives, same batch size and learning rate. The clock starts when the corpus and the labels
+are in memory and counts everything: mining the negatives, training and running the teacher, clustering, training,
+encoding the corpus. Every system pays for what it uses. What a system has after m minutes are the last weights that
+left time to encode the corpus; before its first weights it has the untrained encoder. All are encoded by our encoder,
+in the time that took for the untrained one, which favours the peer. Weights are copied while the clock stands still.
 """
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
+import torch
 from common import machine, markdown
 from ir_measures import nDCG
+from transformers import TrainerCallback
 
 from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
@@ -25,21 +29,31 @@ from pyterrier_tasb.fitting import Fit
 from pyterrier_tasb.training.trainer import train
 
 MEASURE = nDCG @ 10
+MANY = 100_000   # steps: the clock ends a run
 State = dict
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('--steps', type=int, default=150)
-    parser.add_argument('--every', type=int, default=15, help='steps between two copies')
-    parser.add_argument('--teacher-steps', type=int, default=60)
+    parser.add_argument('--minutes', type=int, default=5, help='when every system stops')
+    parser.add_argument('--teacher-steps', type=int, default=0, help='of ours; 0: untrained late interaction teaches')
+    parser.add_argument('--in-batch-loss', default='kl', help='of ours')
+    parser.add_argument('--pairwise-weight', type=float, default=0.0, help='of ours; 0 needs no scores of pairs')
+    parser.add_argument('--positive-bonus', type=float, default=5.0, help='of ours')
+    parser.add_argument('--peer-teacher-steps', type=int, default=40, help="of MarginMSE's teacher, trained on labels")
+    parser.add_argument('--clusters', type=int, default=10)
+    parser.add_argument('--train-queries', type=int, default=3000, help='a random sample')
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--learning-rate', type=float, default=5e-5)
-    parser.add_argument('--candidates', type=int, default=10)
-    parser.add_argument('--max-words', type=int, default=50)
+    parser.add_argument('--candidates', type=int, default=10, help='of each miner: BM25 and the untrained encoder')
+    parser.add_argument('--max-words', type=int, default=32, help='of a passage')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--systems', nargs='*', default=['ours', 'mnrl', 'margin-mse'],
                         choices=['ours', 'mnrl', 'margin-mse'])
+    parser.add_argument('--split', default='test', choices=['dev', 'test'], help='dev: to choose settings with')
+    parser.add_argument('--peer-bf16', action='store_true', help='let sentence-transformers compute in bf16')
+    parser.add_argument('--minute', type=float, default=60, help=argparse.SUPPRESS)   # seconds; tests have shorter ones
+    parser.add_argument('--seed', type=int, default=42)
     parser.add_argument('--out', type=Path, default=Path('docs/results'))
     return parser.parse_args()
 
@@ -64,126 +78,156 @@ class Clock:
 
 
 class Race:
-    """What the systems share: data, candidates and how long those took."""
+    """What the systems share: data, candidates, and how long they and encoding the corpus took."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder = args, folder
         self.data = pydocs.load(args.packages, args.max_words)
-        self.topics, self.qrels = self.data.get_topics('train'), self.data.get_qrels('train')
+        self.qrels, self.topics = self.data.get_qrels('train'), self.data.get_topics('train')
+        if args.train_queries < len(self.topics):
+            self.topics = self.topics.sample(args.train_queries, random_state=args.seed)
+        self.untrained = TasBalanced(minilm(), doc_max_length=128)
         clock = Clock()
-        self.sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25')
+        index = self.untrained.index(self.data.get_corpus_iter(), folder / 'untrained')
+        self.encoding = clock.seconds
         few = dict(num_results=args.candidates)
-        untrained = TasBalanced(minilm(), doc_max_length=128)
-        index = untrained.index(self.data.get_corpus_iter(), folder / 'untrained')
-        miner = bm25(self.data.get_corpus_iter(), folder / 'bm25', **few).retriever | untrained.retriever(index, **few)
+        sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25', **few)
+        miner = sparse.retriever | self.untrained.retriever(index, **few)
         self.candidates = (miner >> self.data.text_loader('text'))(self.topics)
         self.mining = clock.seconds
+        self.sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25')
 
     def training(self, steps: int) -> Training:
         return Training(steps=steps, batch_size=self.args.batch_size, learning_rate=self.args.learning_rate,
-                        positive_bonus=2.0, eval_every=self.args.every)
+                        schedule='constant', warmup=5 / steps, clusters=self.args.clusters, seed=self.args.seed,
+                        positive_bonus=self.args.positive_bonus, in_batch_loss=self.args.in_batch_loss,
+                        pairwise_weight=self.args.pairwise_weight)
 
-    def teacher(self) -> LateInteraction:
-        """A teacher trained on the labels."""
+    def teacher(self, steps: int) -> LateInteraction:
+        """A teacher trained on the labels; not at all with 0 steps."""
         teacher = LateInteraction(minilm(), doc_max_length=128, scale=2.0, cache_bytes=4 << 30,
-                                  training=self.training(self.args.teacher_steps))
-        return teacher.fit(self.candidates, self.qrels, corpus=self.data)
+                                  training=self.training(steps or 10))
+        if steps:
+            teacher.fit(self.candidates, self.qrels, corpus=self.data)
+        return teacher
 
-    def evaluate(self, encoder: TasBalanced) -> tuple[float, float]:
-        """(seconds of encoding the corpus, the measure)."""
-        clock = Clock()
+    def value(self, run: pt.Transformer) -> float:
+        """The measure of a retriever."""
+        found = run(self.data.get_topics(self.args.split))
+        return pt.Evaluate(found, self.data.get_qrels(self.args.split), metrics=[MEASURE])[str(MEASURE)]
+
+    def evaluate(self, state: State | None) -> float:
+        """The measure of these weights; None are the untrained ones."""
+        encoder = self.untrained.copy()
+        if state is not None:
+            encoder.model.load_state_dict(state)
         index = encoder.index(self.data.get_corpus_iter(), self.folder / 'evaluated', overwrite=True)
-        seconds = clock.seconds
-        results = encoder.retriever(index, num_results=10)(self.data.get_topics('test'))
-        return seconds, pt.Evaluate(results, self.data.get_qrels('test'), metrics=[MEASURE])[str(MEASURE)]
+        return self.value(encoder.retriever(index, num_results=10))
 
 
-def ours(race: Race) -> list[tuple[float, State]]:
-    clock, copies = Clock(race.mining), []
-    teacher = race.teacher()
+class Copies(TrainerCallback):
+    """The weights of each minute: the last ones that left time to encode the corpus.
+
+    Args:
+        race: Says how long that takes.
+        clock: Counts all that the system does.
+        model: Whose weights.
+    """
+
+    def __init__(self, race: Race, clock: Clock, model: torch.nn.Module) -> None:
+        self.minutes, self.minute, self.encoding = race.args.minutes, race.args.minute, race.encoding
+        self.clock, self.model = clock, model
+        self.kept: list[State | None] = []
+        self.last: State | None = None
+
+    def _pass_minutes(self) -> None:
+        while len(self.kept) < self.minutes and self.clock.seconds + self.encoding > self.minute * (len(self.kept) + 1):
+            self.kept.append(self.last)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003
+        with self.clock.paused():
+            self._pass_minutes()
+            self.last = copy.deepcopy(self.model.state_dict())
+            control.should_training_stop = len(self.kept) == self.minutes
+
+
+def ours(race: Race) -> list[State | None]:
+    clock = Clock(race.mining)
+    teacher = race.teacher(race.args.teacher_steps)
     student = TasBalanced(minilm(), corpus=race.data, doc_max_length=128, pairwise_teacher=teacher,
-                          in_batch_teacher=teacher, training=race.training(race.args.steps))
+                          in_batch_teacher=teacher, training=race.training(MANY))
     fit = Fit(student, race.folder / 'work', resume=False)
     examples = fit.examples(race.candidates, race.qrels, None)
     batches = fit.batches(examples, fit.clusters(examples))
-
-    def keep() -> dict[str, float]:
-        with clock.paused():
-            copies.append((clock.seconds, copy.deepcopy(student.model.state_dict())))
-        return {student.training.measure: float(len(copies))}
+    copies = Copies(race, clock, student.model)
     train(student.encoder, batches, fit._loss, student.training, output_dir=race.folder / 'checkpoints',
-          device=student.device, validate=keep)
-    return copies
+          device=student.device, extra_callbacks=(copies,))
+    return copies.kept
 
 
-def sentence_transformers(race: Race, loss: str) -> list[tuple[float, State]]:
+def sentence_transformers(race: Race, loss: str) -> list[State | None]:
     import sentence_transformers as st
     from datasets import Dataset
     from sentence_transformers.losses import MarginMSELoss, MultipleNegativesRankingLoss
-    from transformers import TrainerCallback
 
-    clock, copies = Clock(race.mining), []
-    found = race.candidates
+    clock, found = Clock(race.mining), race.candidates
     if loss == 'margin-mse':
-        found = race.teacher()(found)
+        found = race.teacher(race.args.peer_teacher_steps)(found)
     labelled = found.merge(race.qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
     positives, negatives = (labelled[(labelled['label'] > 0) == wanted] for wanted in (True, False))
-    pairs = positives.merge(negatives, on='qid', suffixes=('', '_neg')).sample(frac=1, random_state=0)
+    pairs = positives.merge(negatives, on='qid', suffixes=('', '_neg')).sample(frac=1, random_state=race.args.seed)
     rows = {'query': pairs['query'], 'positive': pairs['text'], 'negative': pairs['text_neg']}
     if loss == 'margin-mse':
         rows['label'] = pairs['score'] - pairs['score_neg']
     model = st.SentenceTransformer(minilm())
     model.max_seq_length = 128
-    training = race.training(race.args.steps)
-
-    class Keep(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):  # noqa: ANN001, ANN003, ANN202
-            if state.global_step % race.args.every == 0:
-                with clock.paused():
-                    copies.append((clock.seconds, copy.deepcopy(model[0].auto_model.state_dict())))
+    training, copies = race.training(MANY), Copies(race, clock, model[0].auto_model)
     arguments = st.SentenceTransformerTrainingArguments(
         str(race.folder / loss), max_steps=training.steps, per_device_train_batch_size=training.batch_size,
-        learning_rate=training.learning_rate, warmup_steps=training.warmup_steps, save_strategy='no', report_to='none',
-        disable_tqdm=True, seed=training.seed)
-    made = MarginMSELoss(model) if loss == 'margin-mse' else MultipleNegativesRankingLoss(model)
+        learning_rate=training.learning_rate, lr_scheduler_type='constant_with_warmup',
+        warmup_steps=training.warmup_steps, save_strategy='no', report_to='none', disable_tqdm=True,
+        seed=training.seed, bf16=race.args.peer_bf16)
+    def score(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """20 × cosine, as ours: margins of several points are beyond what unit vectors could give."""
+        return 20 * (a * b).sum(-1)
+    made = MultipleNegativesRankingLoss(model) if loss == 'mnrl' else MarginMSELoss(model, similarity_fct=score)
     dataset = Dataset.from_dict({name: list(column) for name, column in rows.items()})
-    st.SentenceTransformerTrainer(model, arguments, dataset, loss=made, callbacks=[Keep()]).train()
-    return copies
+    st.SentenceTransformerTrainer(model, arguments, dataset, loss=made, callbacks=[copies]).train()
+    return copies.kept
+
+
+SYSTEMS: dict[str, Callable[[Race], list[State | None]]] = {
+    'ours': ours, 'mnrl': lambda race: sentence_transformers(race, 'mnrl'),
+    'margin-mse': lambda race: sentence_transformers(race, 'margin-mse')}
 
 
 def main() -> None:
     args = arguments()
-    systems: dict[str, Callable[[Race], list[tuple[float, State]]]] = {
-        'ours': ours, 'mnrl': lambda race: sentence_transformers(race, 'mnrl'),
-        'margin-mse': lambda race: sentence_transformers(race, 'margin-mse')}
     with tempfile.TemporaryDirectory() as folder:
         race = Race(args, Path(folder))
-        baseline = pt.Evaluate(race.sparse.retriever(race.data.get_topics('test')), race.data.get_qrels('test'),
-                               metrics=[MEASURE])[str(MEASURE)]
-        print(f'{race.data.report()}\nnegatives mined in {race.mining:.0f} s; {race.sparse.label}: {baseline:.4f}')
+        baseline, untrained = race.value(race.sparse.retriever), race.evaluate(None)
+        print(f'{race.data.report()}\nnegatives mined in {race.mining:.0f} s, of which the corpus was encoded in '
+              f'{race.encoding:.0f} s; {race.sparse.label}: {baseline:.4f}, untrained: {untrained:.4f}')
         curves = {}
         for name in args.systems:
-            copies, curves[name] = systems[name](race), []
-            encoder = TasBalanced(minilm(), doc_max_length=128)
-            for seconds, state in copies:
-                encoder.model.load_state_dict(state)
-                encoding, value = race.evaluate(encoder)
-                curves[name].append((seconds + encoding, value))
-                print(f'{name}: {seconds + encoding:.0f} s, {value:.4f} ({value / baseline - 1:+.0%})', flush=True)
-    rows = [{'system': name, 'seconds': f'{seconds:.0f}', str(MEASURE): f'{value:.4f}',
-             'against BM25': f'{value / baseline - 1:+.1%}'}
-            for name, curve in curves.items() for seconds, value in curve]
-    table = markdown(pd.DataFrame(rows))
-    print(f'\n{table}\n\n{machine()}')
+            curves[name] = []
+            for minute, state in enumerate(SYSTEMS[name](race), 1):
+                value = untrained if state is None else race.evaluate(state)
+                curves[name].append((60 * minute, value))
+                print(f'{name}: minute {minute}, {value:.4f} ({value / baseline - 1:+.1%})', flush=True)
+    table = pd.DataFrame({'minute': range(1, args.minutes + 1)} | {
+        name: [f'{value:.4f} ({value / baseline - 1:+.1%})' for _, value in curve] for name, curve in curves.items()})
+    print(f'\n{markdown(table)}\n\n{machine()}')
     args.out.mkdir(parents=True, exist_ok=True)
     plots.quality_against_time(curves, str(MEASURE), (race.sparse.label, baseline)).savefig(
         args.out / 'quality_vs_time.png')
-    shown = {name: value for name, value in vars(args).items() if name not in ('out', 'packages')}
+    shown = {name: value for name, value in vars(args).items() if name not in ('out', 'packages', 'minute')}
     settings = ', '.join(f'{name} {value}' for name, value in shown.items())
     (args.out / 'quality_vs_time.md').write_text(
         f'# Quality against time\n\nMade by `python benchmarks/quality_vs_time.py` ({settings}).\n\n'
-        f'![Quality against time](quality_vs_time.png)\n\n{table}\n\n{race.sparse.label}: {baseline:.4f}. '
-        f'{machine()}\n')
+        f'![Quality against time](quality_vs_time.png)\n\n{markdown(table)}\n\n{MEASURE}, and against '
+        f'{race.sparse.label}, {baseline:.4f}; the untrained encoder has {untrained:.4f}. Negatives were mined in '
+        f'{race.mining:.0f} s, of which the corpus was encoded in {race.encoding:.0f} s. {machine()}\n')
 
 
 if __name__ == '__main__':

@@ -161,6 +161,17 @@ def file_fingerprint(*paths: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def check_unharmed(folder: Path, found: str, written: str) -> None:
+    """Compare a fingerprint of files with the one that was written with them.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if found != written:
+        raise ValueError(f'{folder} is damaged: its files are not those that were written; delete it and build it '
+                         'again')
+
+
 def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any], name: str = 'run.json') -> None:
     """Write what a directory is for into a file there, or compare with what that file says.
 

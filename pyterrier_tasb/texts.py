@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._files import atomic_dir, file_fingerprint, read_json, write_json
+from ._files import atomic_dir, check_unharmed, file_fingerprint, read_json, write_json
 
 _FILES = ('ids.bin', 'ids.offsets.npy', 'texts.bin', 'texts.offsets.npy', 'hashes.npy', 'rows.npy')
 
@@ -86,9 +86,7 @@ class TextStore:
         if not (self.path / 'meta.json').exists():
             raise ValueError(f'{self.path} is no text store: TextStore.build(path, (id, text) pairs) makes one')
         self.fingerprint = read_json(self.path / 'meta.json')['fingerprint']
-        if _fingerprint(self.path) != self.fingerprint:
-            raise ValueError(f'{self.path} is damaged: its files are not those that were written; delete it and '
-                             'build it again')
+        check_unharmed(self.path, _fingerprint(self.path), self.fingerprint)
         self.ids = StringArray(self.path / 'ids')
         self._texts = StringArray(self.path / 'texts')
         self._hashes, self._rows = (np.load(self.path / f'{name}.npy', mmap_mode='r', allow_pickle=False)

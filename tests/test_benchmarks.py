@@ -36,10 +36,10 @@ def test_scale(tmp_path, minilm_dir):
 
 
 def test_quality_vs_time(tmp_path, minilm_dir):
-    out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--steps', 2, '--every', 1,
-               '--teacher-steps', 1, '--batch-size', 4, '--max-words', 24, '--systems', 'ours', '--out', tmp_path,
-               cwd=tmp_path)
-    assert 'negatives mined in' in out and out.count('| ours |') == 2
+    out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--minutes', 2, '--minute', 6,
+               '--teacher-steps', 1, '--pairwise-weight', 1, '--batch-size', 4, '--train-queries', 40, '--clusters', 2,
+               '--max-words', 24, '--systems', 'ours', '--out', tmp_path, cwd=tmp_path)
+    assert 'negatives mined in' in out and 'ours: minute 2' in out
     assert (tmp_path / 'quality_vs_time.md').exists() and (tmp_path / 'quality_vs_time.png').exists()
 
 

@@ -75,16 +75,25 @@ def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, 
                          f'(qids {first(twice["qid"])}): give each query a qid of its own')
     if not is_results:
         return topics, None
-    repeated = frame[frame.duplicated(['qid', 'docno'], keep=False)]
-    if len(repeated):
-        raise ValueError(f'{len(repeated)} rows of the {what} results repeat a (qid, docno) '
-                         f'(qids {first(repeated["qid"])}): drop_duplicates(["qid", "docno"]) first')
+    check_distinct(frame, what)
     if text_field in frame.columns:
         wrong = frame[text_field].notna() & ~frame[text_field].map(lambda text: isinstance(text, str))
         if wrong.any():
             raise ValueError(f'{int(wrong.sum())} values of column {text_field!r} of the {what} results are no text '
                              f'(docnos {first(frame.loc[wrong, "docno"])})')
     return topics, frame.reset_index(drop=True)
+
+
+def check_distinct(results: pd.DataFrame, what: str) -> None:
+    """Refuse results that have a document of a query twice.
+
+    Raises:
+        ValueError: Some do; the message names the qids.
+    """
+    repeated = results[results.duplicated(['qid', 'docno'], keep=False)]
+    if len(repeated):
+        raise ValueError(f'{len(repeated)} rows of the {what} results repeat a (qid, docno) '
+                         f'(qids {first(repeated["qid"])}): drop_duplicates(["qid", "docno"]) first')
 
 
 def check_scores(results: pd.DataFrame, what: str) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import atomic_file, claim, fingerprint
-from .checks import check_qrels, check_scores, check_topics_or_results, name_of
+from .checks import check_distinct, check_qrels, check_scores, check_topics_or_results, name_of
 from .results import check_pairs, from_frame, pairs_frame
 from .store import ScoredPairs
 
@@ -64,7 +64,9 @@ def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, 
     results = pipeline(topics.reset_index(drop=True))
     pt.validate.result_frame(results, extra_columns=['score'], context=pipeline)
     check_scores(results, 'training')
-    return pairs_frame(results.astype({'qid': str, 'docno': str}), qrels, most, seed)
+    results = results.astype({'qid': str, 'docno': str})
+    check_distinct(results, 'training')
+    return pairs_frame(results, qrels, most, seed)
 
 
 def _write(file: Path, pairs: pd.DataFrame) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_dir, file_fingerprint, fingerprint, read_json, write_json
+from .._files import atomic_dir, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
@@ -37,9 +37,7 @@ class ScoredPairs(pt.Artifact):
             raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
                              'from_teacher_file(…) or from_docpairs(…) makes them')
         self.fingerprint: str = read_json(folder / 'pt_meta.json')['fingerprint']
-        if _fingerprint(folder) != self.fingerprint:
-            raise ValueError(f'{folder} is damaged: its files are not those that were written; delete it and build it '
-                             'again')
+        check_unharmed(folder, _fingerprint(folder), self.fingerprint)
         self.qids: Sequence[str] = StringArray(folder / 'qids')
         self.docnos: Sequence[str] = StringArray(folder / 'docnos')
         for name in _ARRAYS:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, differences, file_fingerprint, read_json, write_json
+from .._files import atomic_dir, check_unharmed, differences, file_fingerprint, read_json, write_json
 from ..pairs.checks import name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
@@ -43,9 +43,7 @@ class TeacherScores(pt.Artifact):
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
         self.batch_size, self.teacher = meta['batch_size'], meta['teacher']
         self._scores = _map(folder, self._shape, 'r')
-        if file_fingerprint(folder / 'scores.f2') != meta['fingerprint']:
-            raise ValueError(f'{folder} is damaged: its scores are not those that were written; delete it and score '
-                             'again')
+        check_unharmed(folder, file_fingerprint(folder / 'scores.f2'), meta['fingerprint'])
 
     @property
     def _shape(self) -> tuple[int, int, int]:

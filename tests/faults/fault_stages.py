@@ -1,6 +1,7 @@
 """The long steps, each as a function of a folder that returns what it made; run in processes that are killed."""
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +146,13 @@ STAGES = {stage.__name__: stage for stage in (
     saving, indexing)}
 
 
-def run(name, folder, given, kill_at, out):
-    """Run a stage; `out` gets what it made and how often the disk changed."""
+def run(name, folder, given, kill_at, kill_after, out):
+    """Run a stage; `out` gets what it made, how often the disk changed and how many seconds it took."""
     torch.set_num_threads(1)
-    clock = Clock(kill_at)
+    clock, start = Clock(kill_at), time.perf_counter()
     for module, call in ((os, 'replace'), (os, 'fsync')):
         clock.watch(module, call)
+    signal.setitimer(signal.ITIMER_REAL, kill_after)   # nobody handles it: the process ends wherever it is
     made = STAGES[name](Given(folder, given, clock))
-    out.send((made, clock.now))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    out.send((made, clock.now, time.perf_counter() - start))

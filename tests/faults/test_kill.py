@@ -27,10 +27,10 @@ def given(tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus):
     return tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus
 
 
-def _run(server, stage, folder, given, kill_at=None):
+def _run(server, stage, folder, given, kill_at=None, kill_after=0.0):
     folder.mkdir(exist_ok=True)
     ours, theirs = server.Pipe(duplex=False)
-    process = server.Process(target=run, args=(stage, folder, given, kill_at, theirs))
+    process = server.Process(target=run, args=(stage, folder, given, kill_at, kill_after, theirs))
     process.start()
     theirs.close()
     try:
@@ -43,13 +43,15 @@ def _run(server, stage, folder, given, kill_at=None):
 
 @pytest.mark.parametrize('stage', STAGES)
 def test_killed_and_run_again_makes_the_same(server, stage, given, tmp_path):
-    code, (expected, changes) = _run(server, stage, tmp_path / 'whole', given)
+    code, (expected, changes, seconds) = _run(server, stage, tmp_path / 'whole', given)
     assert code == 0 and changes > 1
     rng = random.Random(stage)
-    for _ in range(KILLS):
-        kill_at = rng.randint(1, changes)
-        code, made = _run(server, stage, tmp_path / 'killed', given, kill_at)
-        assert code == -signal.SIGKILL or made[0] == expected   # what is left may be done before that
+    at_changes = [dict(kill_at=rng.randint(1, changes)) for _ in range(KILLS)]
+    at_any_instruction = [dict(kill_after=seconds * rng.uniform(.1, .9))]
+    for kill in [*at_changes, *at_any_instruction]:
+        code, made = _run(server, stage, tmp_path / 'killed', given, **kill)
+        # what is left may be done before that
+        assert code in (-signal.SIGKILL, -signal.SIGALRM) or made[0] == expected
     code, made = _run(server, stage, tmp_path / 'killed', given)
     assert code == 0 and made[0] == expected
     names = {path.name for path in (tmp_path / 'killed').iterdir()}

@@ -136,3 +136,9 @@ def test_columns_are_checked_at_the_door(toy_results, toy_topics, toy_qrels, tmp
                                   tmp_path / 'pairs')
     with pytest.raises(ValueError, match='must be a DataFrame'):
         ScoredPairs.from_pipeline(Candidates(toy_results), pd.Series(['q0']), toy_qrels, tmp_path / 'pairs')
+
+
+def test_a_document_twice_is_refused(toy_results, toy_topics, toy_qrels, tmp_path):
+    twice = pd.concat([toy_results, toy_results.iloc[3:5]])
+    with pytest.raises(ValueError, match=r"4 rows of the training results repeat a \(qid, docno\)"):
+        ScoredPairs.from_pipeline(Candidates(twice), toy_topics, toy_qrels, tmp_path / 'pairs')
