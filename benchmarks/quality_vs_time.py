@@ -99,9 +99,9 @@ class Race:
 
     def training(self, steps: int) -> Training:
         return Training(steps=steps, batch_size=self.args.batch_size, learning_rate=self.args.learning_rate,
-                        schedule='constant', warmup=5 / steps, clusters=self.args.clusters, seed=self.args.seed,
-                        positive_bonus=self.args.positive_bonus, in_batch_loss=self.args.in_batch_loss,
-                        pairwise_weight=self.args.pairwise_weight)
+                        schedule='constant', warmup=min(5 / steps, .5), clusters=self.args.clusters,
+                        seed=self.args.seed, positive_bonus=self.args.positive_bonus,
+                        in_batch_loss=self.args.in_batch_loss, pairwise_weight=self.args.pairwise_weight)
 
     def teacher(self, steps: int) -> LateInteraction:
         """A teacher trained on the labels; not at all with 0 steps."""

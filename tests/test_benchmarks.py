@@ -20,16 +20,16 @@ def test_training_speed(tmp_path, minilm_dir):
     for row in ('sentence-transformers bf16', 'plain loop fp32, live teacher', 'ours padded fp32', 'ours sorted fp32',
                 'ours packed bf16', 'ours packed fp32, live teacher', 'ours packed bf16, cached teacher'):
         assert f'| {row} |' in out
-    assert out.count('×') == 12
+    assert out.count('## ') == 4 and out.count('×') >= 12
 
 
 def test_encoding_speed(tmp_path, minilm_dir):
     out = _run('encoding_speed.py', '--rounds', 1, '--passages', 8, '--max-words', 24, cwd=tmp_path)
-    assert out.count('| HgfBiEncoder |') == 2 and 'peak GB' in out and out.count('×') == 4
+    assert out.count('\n| ours bf16 |') == 3 and out.count('×') == 4 and 'peak GB' in out
 
 
 def test_scale(tmp_path, minilm_dir):
-    out = _run('scale.py', '--scale', 5e-5, cwd=tmp_path)
+    out = _run('scale.py', '--scale', 2e-4, cwd=tmp_path)
     for part in ('pairs', 'plan', 'tokens', 'clusters'):
         assert f'| {part} |' in out
     assert 'µs a batch' in out and 'mean' in out
