@@ -250,5 +250,7 @@ def test_a_toy_collection_is_learnt_by_heart(tiny_bert_dir, toy_results, toy_qre
     teacher = pt.apply.generic(knows_the_answers, required_columns=['query', 'text'])
     tasb = TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, in_batch_teacher=teacher, amp='off', training=Training(
         steps=400, batch_size=16, learning_rate=5e-3, clusters=3, teacher_scale=1.0, seed=1))
+    before = pt.Evaluate(tasb.text_scorer()(toy_results), qrels, metrics=[RR])['RR']
     tasb.fit(toy_results, qrels)
-    assert pt.Evaluate(tasb.text_scorer()(toy_results), qrels, metrics=[RR])['RR'] == 1.0
+    after = pt.Evaluate(tasb.text_scorer()(toy_results), qrels, metrics=[RR])['RR']
+    assert before < .6 and after > .85   # 1.0 here; other versions draw other weights to begin with

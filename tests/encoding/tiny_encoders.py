@@ -21,7 +21,9 @@ CONFIGS = {
         eos_token_id=3, cls_token_id=2, sep_token_id=3),
     'mpnet': lambda: tf.MPNetConfig(**_BERT, pad_token_id=1),
 }
-PACKABLE = [name for name in CONFIGS if name != 'mpnet']
+# the oldest transformers' ModernBERT takes no attention but its own, and is sorted
+PACKABLE = [name for name in CONFIGS
+            if name != 'mpnet' and (name != 'modernbert' or tf.ModernBertModel._can_set_attn_implementation())]
 
 
 class OnlyPadding:
