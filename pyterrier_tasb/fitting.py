@@ -194,7 +194,10 @@ class Fit:
             yield encoder.encode_queries(examples.queries.take(np.arange(len(examples.queries))))
             return
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            out = np.memmap(file, dtype=np.float32, mode='w+', shape=(len(examples.queries), self.student.encoder.dim))
+            shape = len(examples.queries), self.student.encoder.dim
+            if hasattr(os, 'posix_fallocate'):
+                os.posix_fallocate(file.fileno(), 0, 4 * shape[0] * shape[1])   # a full disk shows here
+            out = np.memmap(file, dtype=np.float32, mode='w+', shape=shape)
             yield self.student.encoder.encode(self._tokens(examples.queries, 'query'), out=out)
 
     def _tokens(self, texts: Any, side: str) -> TokenStore:  # noqa: ANN401
