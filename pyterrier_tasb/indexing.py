@@ -17,7 +17,8 @@ from more_itertools import chunked, peekable
 from npids import Lookup
 
 from ._files import fingerprint, locked, move_into_place, read_json, write_json
-from .encoding.token_store import in_order
+from ._threads import in_order
+from .texts import hash_of
 
 _SAVE_EVERY = 5.0   # seconds of encoding that an interruption may lose, beside the batch that is worked on
 
@@ -101,7 +102,7 @@ class _Distinct:
         self.seen = np.empty(0, dtype=np.uint64)
 
     def add(self, ids: list[str]) -> None:
-        hashes = np.array([int(fingerprint(i), 16) for i in ids], dtype=np.uint64)
+        hashes = np.array([hash_of(i.encode('utf-8', 'surrogatepass')) for i in ids], dtype=np.uint64)
         found, first = np.unique(hashes, return_index=True)
         again = np.setdiff1d(np.arange(len(ids)), first)
         at = np.searchsorted(self.seen, found)

@@ -289,8 +289,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 comes twice, or `tokens` are of other texts.
         """
         from .indexing import build_index
-        encoder = self.encoder if self.amp == 'auto' else self._encoding
-        docs = corpus
+        encoder, docs = self.encoder, corpus
         if isinstance(corpus, TextStore):
             docs = ({'docno': docno, self.text_field: corpus[row]} for row, docno in enumerate(corpus.ids))
         if tokens is None:

@@ -106,7 +106,7 @@ class TextStore:
                     if not isinstance(text, str):
                         raise ValueError(f'the text of {i!r} is no string but {type(text).__name__}')
                     texts.add(text)
-                    hashes.append(_hash(ids.add(str(i))))
+                    hashes.append(hash_of(ids.add(str(i))))
             hashes = np.frombuffer(hashes, dtype=np.uint64)
             rows = np.argsort(hashes, kind='stable')
             _check_distinct(StringArray(part / 'ids'), hashes[rows], rows)
@@ -130,7 +130,7 @@ class TextStore:
         return np.fromiter((self._row(str(i)) for i in ids), dtype=np.int64, count=len(ids))
 
     def _row(self, i: str) -> int:
-        wanted = np.uint64(_hash(i.encode('utf-8', 'surrogatepass')))
+        wanted = np.uint64(hash_of(i.encode('utf-8', 'surrogatepass')))
         at = int(np.searchsorted(self._hashes, wanted))
         while at < len(self._hashes) and self._hashes[at] == wanted:
             if self.ids[self._rows[at]] == i:
@@ -146,7 +146,8 @@ def _fingerprint(folder: Path) -> str:
     return file_fingerprint(*(folder / name for name in _FILES))
 
 
-def _hash(blob: bytes) -> int:
+def hash_of(blob: bytes) -> int:
+    """64 bits that stand for an id where ids would take too much memory."""
     return int.from_bytes(hashlib.blake2b(blob, digest_size=8).digest(), 'little')
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
 from .._files import atomic_dir, differences, fingerprint, read_json, write_json
+from .._threads import in_order
 from .tokens import Tokens, gather, tokenise, tokenizer_fingerprint
 
 _CHUNK = 20_000   # texts tokenised between two saves, what an interruption can lose: some seconds
@@ -161,14 +161,3 @@ def _write(path: Path, meta: dict[str, Any], texts: Texts, tokenizer: PreTrained
             write_json(path / _META, meta)
             bar.update(len(tokens))
     write_json(path / _META, {**meta, 'complete': True})
-
-
-def in_order(pool: ThreadPoolExecutor, work: Any, items: Iterator, ahead: int) -> Iterator:  # noqa: ANN401
-    """Results in the order of the items; at most `ahead` of them exist at a time."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

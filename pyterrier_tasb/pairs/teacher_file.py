@@ -6,7 +6,6 @@ import io
 import os
 import tempfile
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import atomic_dir
+from .._threads import in_order
 from ..texts import StringArray, TextStore
 from .store import ScoredPairs, write_meta
 
@@ -159,13 +159,7 @@ def _parsed(file: str | os.PathLike, n_threads: int) -> Iterator[np.ndarray]:
         return _parse(file, *block)
 
     with ThreadPoolExecutor(n_threads) as pool:
-        waiting: deque = deque()
-        for block in _blocks(file):
-            waiting.append(pool.submit(parse, block))
-            if len(waiting) > n_threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        yield from in_order(pool, parse, _blocks(file), n_threads + 1)
 
 
 def _blocks(file: str | os.PathLike) -> Iterator[tuple[int, bytes]]:

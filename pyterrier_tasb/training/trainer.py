@@ -154,14 +154,12 @@ class _Trainer(Trainer):
                 raise
             del error   # and what its traceback holds
         # gradients may be half added: those of this step's batches so far are computed again
-        (self._parts, self._n_parts), first = parts, inputs[0] - inputs[0] % self.training.accumulation
         model.zero_grad(set_to_none=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        for number in range(first, inputs[0]):
-            before = dict(self._parts), self._n_parts
+        for number in range(inputs[0] - inputs[0] % self.training.accumulation, inputs[0]):
             super().training_step(model, self.train_dataset[number], num_items_in_batch)
-            self._parts, self._n_parts = before
+        self._parts, self._n_parts = parts   # they are logged once
         return self.training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(self, model: torch.nn.Module, inputs: tuple[int, Any], return_outputs: bool = False,
