@@ -26,7 +26,6 @@ from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
 from pyterrier_tasb.baselines import bm25
-from pyterrier_tasb.collection import TextLoader
 from pyterrier_tasb.training.validation import by_reciprocal_rank
 
 TEACHER_FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'
@@ -79,10 +78,7 @@ class MsMarco:
             yield from pt.tqdm(columns(self.folder / 'collection.tsv', 2), desc='collection', unit='passage')
 
     def get_corpus_iter(self) -> Iterator[dict[str, str]]:
-        return ({'docno': self.texts.ids[row], 'text': self.texts[row]} for row in range(len(self.texts)))
-
-    def text_loader(self, fields: object = 'text') -> TextLoader:
-        return TextLoader(self.texts)
+        return ({'docno': docno, 'text': self.texts[row]} for row, docno in enumerate(self.texts.ids))
 
     def topics(self, split: str) -> pd.DataFrame:
         if self.irds:
@@ -100,14 +96,14 @@ class MsMarco:
         return self.irds or (self.folder / f'queries.{split}.tsv').exists()
 
     def candidates(self, topics: pd.DataFrame) -> pd.DataFrame | None:
-        """The published candidates of validation, with text; None where the file is not there."""
+        """The published candidates of validation; None where the file is not there."""
         file = self.folder / 'top1000.dev.tsv'
         if not file.exists():
             return None
         wanted = set(topics['qid'])
         rows = [(row[0], row[1]) for row in columns(file) if row[0] in wanted]
         found = pd.DataFrame(rows, columns=['qid', 'docno']).drop_duplicates().groupby('qid').head(100)
-        return self.text_loader()(found.merge(topics, on='qid'))
+        return found.merge(topics, on='qid')
 
 
 def columns(file: Path, n: int | None = None) -> Iterator[list[str]]:
@@ -137,11 +133,11 @@ def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> Ta
     dev = data.topics('dev')
     candidates = data.candidates(dev)
     if candidates is None:
-        candidates = (sparse % 100 >> data.text_loader())(dev)
+        candidates = (sparse % 100)(dev)
     validation = by_reciprocal_rank(candidates, data.qrels('dev'), args.validation_queries, seed=args.seed)
 
     student = TasBalanced(
-        args.student, corpus=data, verbose=True,
+        args.student, corpus=data.texts, verbose=True,
         clusters=args.data / 'clusters.tsv' if (args.data / 'clusters.tsv').exists() else None,
         in_batch_teacher=LateInteraction(args.in_batch_teacher, mask_tokens=args.mask_tokens, query_max_length=30),
         training=Training.faithful(
@@ -197,9 +193,9 @@ def main() -> None:
         expanded = bm25(expanded_corpus(args, data), args.out / 'doct5query', name='docT5query')
         systems[expanded.label] = expanded.retriever
     student = TasBalanced(args.check, verbose=True) if args.check else train(args, data, sparse.retriever)
-    index = student.index(data.get_corpus_iter(), args.out / ('checked.flex' if args.check else 'tasb.flex'),
+    index = student.index(data.texts, args.out / ('checked.flex' if args.check else 'tasb.flex'),
                           overwrite=True)
-    table = evaluate(args, data, systems | {'TAS-Balanced': student.retriever(index, text=data)})
+    table = evaluate(args, data, systems | {'TAS-Balanced': student.retriever(index, text=data.texts)})
     if args.check:
         check(table)
 

@@ -84,7 +84,7 @@ def main() -> None:
     untrained = TasBalanced(student_name, corpus=data, verbose=True, **lengths)
     untrained_path = args.out / 'untrained.flex'
     untrained_index = pta.Artifact.load(str(untrained_path)) if untrained_path.exists() \
-        else untrained.index(data.get_corpus_iter(), untrained_path)
+        else untrained.index(texts, untrained_path)
     sparse = bm25(data.get_corpus_iter(), args.out / 'bm25', engine=args.engine)
     text = data.text_loader('text')
 
@@ -128,7 +128,7 @@ def main() -> None:
         student.fit(candidates['train'], qrels['train'], candidates['dev'], qrels['dev'],
                     work_dir=args.out / f'work-{seed}', resume=True)
         student.save(args.out / f'model-{seed}', overwrite=True)
-        index = student.index(data.get_corpus_iter(), args.out / f'tasb-{seed}.flex', overwrite=True)
+        index = student.index(texts, args.out / f'tasb-{seed}.flex', overwrite=True)
         dense = student.retriever(index, text=data)
         name = 'TAS-Balanced' if len(args.seeds) == 1 else f'TAS-Balanced, seed {seed}'
         systems |= {name: dense, f'{name} + BM25 (RRF)': pta.RRFusion(dense, sparse.retriever)}

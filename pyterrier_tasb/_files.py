@@ -1,4 +1,5 @@
 """Files that appear whole or not at all, fingerprints of what made them, and directories that one run owns."""
+import errno
 import glob
 import hashlib
 import json
@@ -8,11 +9,17 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyterrier as pt
 from filelock import FileLock, Timeout
+
+LOCK = '.lock'   # the file in a directory that a process holds while it works there
+_REMEDIES = {errno.ENOSPC: 'make room', errno.EDQUOT: 'make room', errno.EFBIG: 'make room',
+             errno.EROFS: 'make it writable'}
 
 
 def _sync(path: Path) -> None:
@@ -122,6 +129,20 @@ def read_json(path: str | os.PathLike) -> Any:  # noqa: ANN401
         raise ValueError(f'{path} is damaged ({error}); delete it and run the same call again') from error
 
 
+def write_at(file: RawIOBase, at: int, array: np.ndarray) -> None:
+    """Write an array's bytes from position `at` on, all of them.
+
+    Args:
+        file: Opened without a buffer, so that a full disk shows here.
+        at: In bytes.
+        array: C-contiguous.
+    """
+    view = memoryview(array).cast('B')
+    file.seek(int(at))
+    while view:
+        view = view[file.write(view):]
+
+
 def fingerprint(*parts: Any) -> str:  # noqa: ANN401
     """A short hash of strings, numbers, bytes, arrays and (nested) JSON values, equal in every process.
 
@@ -202,23 +223,51 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 @contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep other processes out of a work directory; the lock goes when the process ends, however it ends.
+def locked(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
+    """Keep other processes out of a directory; the lock goes when the process ends, however it ends.
+
+    A disk that is full or cannot be written is said with the directory's name and what to do.
+
+    Args:
+        folder: The directory; made when it is not there.
+        wait: Wait for another process that is working there, instead of an error.
 
     Raises:
-        ValueError: Another process is working there.
+        ValueError: Another process is working there, and `wait` is False.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / '.lock')
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout as error:
-        raise ValueError(f'another process is working in {folder}: wait for it, or use another work_dir') from error
+        if not wait:
+            raise ValueError(f'another process is working in {folder}: wait for it, or use another directory'
+                             ) from error
+        pt.tqdm.write(f'waiting for another process, which is working in {folder}')
+        lock.acquire()
     try:
-        yield
+        with _disk_named(folder):
+            yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _disk_named(folder: Path, then: str = 'what is finished is kept there, the same call goes on') -> Iterator[None]:
+    """Errors of a disk name the directory and the remedy: what the system says has neither."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno)
+        if remedy is None or isinstance(error, DiskError):
+            raise
+        raise DiskError(error.errno, f'{os.strerror(error.errno)}, while working in {folder}: {remedy}; {then}',
+                        error.filename) from error
+
+
+class DiskError(OSError):
+    """A disk is full or cannot be written."""
 
 
 @contextmanager
@@ -228,7 +277,8 @@ def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
     The processes of one distributed run share it, under the first one's lock.
     """
     if path is None:
-        with tempfile.TemporaryDirectory(prefix='tasb-') as folder:
+        with tempfile.TemporaryDirectory(prefix='tasb-') as folder, \
+                _disk_named(Path(folder), 'work_dir= may be a directory with more room'):
             yield Path(folder)
     elif int(os.environ.get('RANK', 0)):
         yield Path(path)

@@ -161,25 +161,26 @@ class IrdsCollection(_Texts):
 
 
 class TextLoader(pt.Transformer):
-    """Adds `text` by docno from a text store; an unknown docno is an error.
+    """Adds the text by docno from a text store; an unknown docno is an error.
 
     Args:
         texts: The store.
+        text_field: The column that is added.
     """
 
     schematic = {'label': 'load text'}
 
-    def __init__(self, texts: TextStore) -> None:
-        self.texts = texts
+    def __init__(self, texts: TextStore, text_field: str = 'text') -> None:
+        self.texts, self.text_field = texts, text_field
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """`inp` with a column text."""
+        """`inp` with the text's column."""
         pt.validate.columns(inp, includes=['docno'], context=self)
         rows = self.texts.index_of(inp['docno'].astype(str).tolist())
         if len(rows) and rows.min() < 0:
             missing = inp['docno'][rows < 0]
             raise ValueError(f'{len(missing)} docnos are not in the collection (first: {missing.iloc[:5].tolist()})')
-        return inp.assign(text=pd.Series(self.texts.take(rows), index=inp.index, dtype=object))
+        return inp.assign(**{self.text_field: pd.Series(self.texts.take(rows), index=inp.index, dtype=object)})
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
         """Cut first, load less."""
@@ -189,10 +190,13 @@ class TextLoader(pt.Transformer):
         return f'TextLoader({self.texts!r})'
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TextLoader) and self.texts.fingerprint == other.texts.fingerprint
+        return isinstance(other, TextLoader) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash(self.texts.fingerprint)
+        return hash(self._key())
+
+    def _key(self) -> tuple[str, str]:
+        return self.texts.fingerprint, self.text_field
 
 
 def _check_split(variant: str) -> None:

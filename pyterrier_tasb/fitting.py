@@ -16,7 +16,8 @@ import pyterrier as pt
 import torch
 
 from ._files import claim, fingerprint, read_json, write_json
-from .encoding import TokenStore
+from .collection import TextLoader
+from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
 from .encoding.gradcache import cached_forward
 from .machine import hardware, versions
@@ -32,6 +33,7 @@ from .pairs.examples import (
 )
 from .sampling import BatchPlan, QueryClusters, default_k
 from .teachers import CachedScorer, bind_in_batch_teacher
+from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
 from .training.dual import dual_loss
@@ -55,6 +57,7 @@ class Fit:
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
         self.micro_batch_tokens = student.training.micro_batch_tokens
+        self.validation: str | None = None   # a fingerprint of the validation data
         self.base_name = resume and student._unfinished or student.model_name
         self.weights_before = weights_fingerprint(student.encoder)
         self.report: dict[str, Any] = {
@@ -163,7 +166,16 @@ class Fit:
         source = CandidateSource(qrels, results=results, negatives=student.negatives, corpus=student.corpus,
                                  text_field=student.text_field, scores_needed=False)
         candidates = source.candidates(topics) if results is None else results
-        return RerankingPool(source._with_text(candidates), qrels, self.training.measure, student.text_field)
+        corpus = None if student.corpus is None else text_loader(student.corpus, student.text_field)
+        texts = corpus.texts if isinstance(corpus, TextLoader) else None
+        if texts is None or student.text_field in candidates.columns:
+            candidates = source.with_text(candidates)
+            source.report('validation')
+        self.validation = fingerprint(
+            frame_fingerprint(candidates, ('qid', 'query', 'docno', student.text_field)),
+            frame_fingerprint(qrels, ('qid', 'docno', 'label')), None if texts is None else texts.fingerprint)
+        return RerankingPool(candidates, qrels, self.training.measure, student.text_field, corpus=texts,
+                             folder=self.folder / f'validation-{self.validation}')
 
     # ---- what goes in a batch ----------------------------------------------------------------------------------
 
@@ -200,10 +212,9 @@ class Fit:
             out = np.memmap(file, dtype=np.float32, mode='w+', shape=shape)
             yield self.student.encoder.encode(self._tokens(examples.queries, 'query'), out=out)
 
-    def _tokens(self, texts: Any, side: str) -> TokenStore:  # noqa: ANN401
+    def _tokens(self, texts: TextStore | TextRows, side: str) -> TokenStore | TokenRows:
         encoder = self.student.encoder
-        length = encoder.query_max_length if side == 'query' else encoder.doc_max_length
-        return TokenStore.build(self.folder / f'{side}-tokens', texts, encoder.tokenizer, length)
+        return TokenStore.of(texts, encoder.tokenizer, encoder.max_length(side), elsewhere=self.folder)
 
     # ---- whom to imitate ---------------------------------------------------------------------------------------
 
@@ -217,8 +228,9 @@ class Fit:
     def batches(self, examples: Examples, clusters: QueryClusters | None) -> TrainingBatches:
         """The plan's batches with both teachers' scores, on the student's scale."""
         training, pairs, plan = self.training, examples.pairs, self.plan(examples, clusters)
-        claim(self.folder, 'training', {'plan': plan.fingerprint, 'in_batch_teacher': self.report['in_batch_teacher']},
-              'training.json')
+        claim(self.folder, 'training', {
+            'plan': plan.fingerprint, 'queries': examples.queries.fingerprint, 'docs': examples.docs.fingerprint,
+            'validation': self.validation, 'in_batch_teacher': self.report['in_batch_teacher']}, 'training.json')
         teacher = None
         if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,

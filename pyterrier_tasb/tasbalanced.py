@@ -61,7 +61,9 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 :class:`LateInteraction`, the name of a ColBERT checkpoint, a :class:`WeightedSum`, any transformer
                 that scores (query, text), or stored :class:`TeacherScores`; None leaves the in-batch term out.
             negatives: The pipeline that mines candidates when :meth:`fit` is given topics.
-            corpus: Anything with a text loader, for the text of candidates and of positives that they lack.
+            corpus: A text store or anything with a text loader, for the text of candidates and of positives that they
+                lack. A text store's texts are not copied, and its tokens serve training, validation, a teacher with the
+                same tokenizer and length, and :meth:`index`.
             clusters: Query clusters, or a cluster file in the published text format; None clusters the training
                 queries.
             cluster_encoder: Encodes the training queries for clustering; None takes this encoder, untrained.
@@ -275,9 +277,10 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         sorted by length, in bf16 where the hardware computes with it (see `amp`).
 
         Args:
-            corpus: Dictionaries with docno and the text field, streamed; or a text store.
+            corpus: Dictionaries with docno and the text field, streamed; or a text store, whose tokens are kept with it
+                and are those that :meth:`fit` reads where the store is its `corpus=`.
             path: Where the index goes; `path.part` beside it keeps what is done.
-            tokens: The tokens of a text store (:meth:`tokenise_corpus`), to read them instead of making them again.
+            tokens: The tokens of the text store, where they are kept elsewhere (:meth:`tokenise_corpus`).
             batch_size: Passages encoded and kept at a time; None takes 4,096, or 65,536 on a GPU.
             overwrite: Replace what is at `path`.
 
@@ -290,31 +293,35 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """
         from .indexing import build_index
         encoder, docs = self.encoder, corpus
+        if tokens is not None:
+            self._check_tokens(tokens, corpus)
         if isinstance(corpus, TextStore):
             docs = ({'docno': docno, self.text_field: corpus[row]} for row, docno in enumerate(corpus.ids))
-        if tokens is None:
-            def tokenise(row: int, texts: list[str]) -> Tokens:
-                return encoder.tokenise(texts, 'doc')
-        else:
-            self._check_tokens(tokens, corpus)
+            tokens = tokens or self.tokenise_corpus(corpus)
 
-            def tokenise(row: int, texts: list[str]) -> Tokens:
-                return tokens.take(np.arange(row, row + len(texts)))
+        def tokenise(row: int, texts: list[str]) -> Tokens:
+            if tokens is None:
+                return encoder.tokenise(texts, 'doc')
+            return tokens.take(np.arange(row, row + len(texts)))
         return build_index(docs, path, tokenise, encoder.encode, key=encoder.fingerprint, text_field=self.text_field,
                            batch_size=batch_size or (65_536 if self.device.type == 'cuda' else 4096),
                            overwrite=overwrite, verbose=self.verbose)
 
-    def tokenise_corpus(self, texts: TextStore, path: str | os.PathLike, *, n_jobs: int = 1) -> TokenStore:
-        """Tokenise a corpus once, into `path`, for every index that is made of it with this tokenizer.
+    def tokenise_corpus(self, texts: TextStore, path: str | os.PathLike | None = None, *,
+                        n_jobs: int = 1) -> TokenStore:
+        """Tokenise a corpus once, for every fit and index that reads it with this tokenizer and length.
 
         Args:
             texts: The corpus.
-            path: A directory; what is there already is used, an interrupted call is gone on with.
+            path: A directory; None keeps the tokens with the texts, where all who need them look. What is there
+                already is used, an interrupted call is gone on with.
             n_jobs: Chunks worked on at a time; the tokenizer's own threads work on each.
 
         Raises:
             ValueError: `path` holds tokens of other texts, of another tokenizer or of another length.
         """
+        if path is None:
+            return TokenStore.of(texts, self.tokenizer, self.doc_max_length, n_jobs=n_jobs)
         return TokenStore.build(path, texts, self.tokenizer, self.doc_max_length, n_jobs=n_jobs)
 
     def _check_tokens(self, tokens: TokenStore, corpus: Any) -> None:  # noqa: ANN401

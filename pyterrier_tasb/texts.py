@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._files import atomic_dir, check_unharmed, file_fingerprint, read_json, write_json
+from ._files import atomic_dir, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 
 _FILES = ('ids.bin', 'ids.offsets.npy', 'texts.bin', 'texts.offsets.npy', 'hashes.npy', 'rows.npy')
 
@@ -22,12 +22,13 @@ class StringArray(Sequence):
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.offsets = np.load(f'{path}.offsets.npy', mmap_mode='r', allow_pickle=False)
+        # plain views: a look into a memory map costs more in its class than in the disk
+        self.offsets = np.asarray(np.load(f'{path}.offsets.npy', mmap_mode='r', allow_pickle=False))
         size = int(self.offsets[-1])
         if os.path.getsize(f'{path}.bin') != size:
             raise ValueError(f'{path}.bin has {os.path.getsize(f"{path}.bin")} bytes, not the {size} that its offsets '
                              'say: it is damaged, delete the directory and build it again')
-        self._bytes = np.memmap(f'{path}.bin', dtype=np.uint8, mode='r') if size else np.empty(0, dtype=np.uint8)
+        self._bytes = np.asarray(np.memmap(f'{path}.bin', dtype=np.uint8, mode='r')) if size else np.empty(0, np.uint8)
 
     @staticmethod
     def write(path: str | os.PathLike, strings: Iterable[str]) -> None:
@@ -48,6 +49,10 @@ class StringArray(Sequence):
 
     def __iter__(self) -> Iterator[str]:
         return (self[row] for row in range(len(self)))
+
+    def is_at(self, row: int, blob: bytes) -> bool:
+        """Whether row `row` is the string of this utf-8."""
+        return self._bytes[self.offsets[row]:self.offsets[row + 1]].tobytes() == blob
 
 
 class _Writer:
@@ -89,7 +94,7 @@ class TextStore:
         check_unharmed(self.path, _fingerprint(self.path), self.fingerprint)
         self.ids = StringArray(self.path / 'ids')
         self._texts = StringArray(self.path / 'texts')
-        self._hashes, self._rows = (np.load(self.path / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+        self._hashes, self._rows = (np.asarray(np.load(self.path / f'{name}.npy', mmap_mode='r', allow_pickle=False))
                                     for name in ('hashes', 'rows'))
 
     @classmethod
@@ -127,19 +132,41 @@ class TextStore:
 
     def index_of(self, ids: Sequence[str]) -> np.ndarray:
         """int64[n], the row of each id; −1 where it is not in the store."""
-        return np.fromiter((self._row(str(i)) for i in ids), dtype=np.int64, count=len(ids))
-
-    def _row(self, i: str) -> int:
-        wanted = np.uint64(hash_of(i.encode('utf-8', 'surrogatepass')))
-        at = int(np.searchsorted(self._hashes, wanted))
-        while at < len(self._hashes) and self._hashes[at] == wanted:
-            if self.ids[self._rows[at]] == i:
-                return int(self._rows[at])
-            at += 1
-        return -1
+        blobs = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
+        hashes = np.fromiter(map(hash_of, blobs), dtype=np.uint64, count=len(blobs))
+        first, last = (np.searchsorted(self._hashes, hashes, side).tolist() for side in ('left', 'right'))
+        found = (next((row for row in self._rows[start:stop].tolist() if self.ids.is_at(row, blob)), -1)
+                 for blob, start, stop in zip(blobs, first, last))
+        return np.fromiter(found, dtype=np.int64, count=len(blobs))
 
     def __repr__(self) -> str:
         return f'TextStore({str(self.path)!r}, {len(self):,} texts)'
+
+
+class TextRows:
+    """Some of a store's texts, in an order of their own, without a copy.
+
+    Args:
+        store: The texts.
+        rows: int64[N], rows of the store.
+    """
+
+    def __init__(self, store: TextStore, rows: np.ndarray) -> None:
+        self.store, self.rows = store, np.asarray(rows, dtype=np.int64)
+        self.fingerprint = fingerprint(store.fingerprint, self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> str:
+        return self.store[self.rows[row]]
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """The texts of these rows."""
+        return self.store.take(self.rows[rows])
+
+    def __repr__(self) -> str:
+        return f'TextRows({self.store!r}, {len(self):,} of them)'
 
 
 def _fingerprint(folder: Path) -> str:

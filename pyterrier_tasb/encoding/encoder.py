@@ -217,9 +217,17 @@ class Encoder(torch.nn.Module):
         Raises:
             ValueError: Another side, or something among the texts is no string.
         """
+        return tokenise(self.tokenizer, texts, self.max_length(side))
+
+    def max_length(self, side: str) -> int:
+        """Tokens of a text of a side, 'query' or 'doc'.
+
+        Raises:
+            ValueError: Another side.
+        """
         if side not in ('query', 'doc'):
             raise ValueError(f"side={side!r} is neither 'query' nor 'doc'")
-        return tokenise(self.tokenizer, texts, self.query_max_length if side == 'query' else self.doc_max_length)
+        return self.query_max_length if side == 'query' else self.doc_max_length
 
     def forward(self, tokens: Tokens) -> torch.Tensor:
         """float32[N, D], the vectors of N texts in the order given, with gradients."""

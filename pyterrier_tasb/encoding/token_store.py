@@ -12,8 +12,9 @@ import numpy as np
 import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .._files import atomic_dir, differences, fingerprint, read_json, write_json
+from .._files import LOCK, atomic_dir, differences, fingerprint, locked, read_json, write_json
 from .._threads import in_order
+from ..texts import TextRows, TextStore
 from .tokens import Tokens, gather, tokenise, tokenizer_fingerprint
 
 _CHUNK = 20_000   # texts tokenised between two saves, what an interruption can lose: some seconds
@@ -69,12 +70,35 @@ class TokenStore:
         Raises:
             ValueError: `path` holds tokens of other texts, of another tokenizer or of another length.
         """
-        path = Path(path)
-        dtype = 'uint16' if len(tokenizer) <= 2 ** 16 else 'uint32'
-        meta = _begun(path, cls.key_of(texts, tokenizer, max_length), dtype)
-        if not meta['complete']:
-            _write(path, meta, texts, tokenizer, n_jobs)
+        path, key = Path(path), cls.key_of(texts, tokenizer, max_length)
+        if not _begun(path, key, 'uint16' if len(tokenizer) <= 2 ** 16 else 'uint32')['complete']:
+            with locked(path, wait=True):
+                meta = _read_meta(path)   # another process may have gone on with it meanwhile
+                if not meta['complete']:
+                    _write(path, meta, texts, tokenizer, n_jobs)
+            (path / LOCK).unlink(missing_ok=True)
         return cls(path)
+
+    @classmethod
+    def of(cls, texts: TextStore | TextRows, tokenizer: PreTrainedTokenizerBase, max_length: int, *,
+           elsewhere: Path | None = None, n_jobs: int = 1) -> TokenStore | TokenRows:
+        """The tokens of a text store, which lie with it: made when first asked for, then read by all who ask.
+
+        Args:
+            texts: A text store, or some of its rows.
+            tokenizer: See :meth:`build`.
+            max_length: See :meth:`build`.
+            elsewhere: Where they go when the text store's directory cannot be written.
+            n_jobs: See :meth:`build`.
+        """
+        if isinstance(texts, TextRows):
+            whole = cls.of(texts.store, tokenizer, max_length, elsewhere=elsewhere, n_jobs=n_jobs)
+            return TokenRows(whole, texts.rows)
+        name = f'tokens-{fingerprint(tokenizer_fingerprint(tokenizer), max_length)[:8]}'
+        path = texts.path / name
+        if elsewhere is not None and not path.exists() and not os.access(texts.path, os.W_OK):
+            path = elsewhere / f'{texts.fingerprint}-{name}'
+        return cls.build(path, texts, tokenizer, max_length, n_jobs=n_jobs)
 
     @staticmethod
     def key_of(texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
@@ -98,6 +122,30 @@ class TokenStore:
         if rows is None:
             return Tokens(self._ids.astype(np.int64), np.array(self._offsets))
         return gather(self._ids, self._offsets, rows)
+
+
+class TokenRows:
+    """Tokens of some of a store's texts, in an order of their own.
+
+    Args:
+        store: The tokens.
+        rows: int64[N], rows of the store.
+    """
+
+    def __init__(self, store: TokenStore, rows: np.ndarray) -> None:
+        self.store, self.rows = store, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N], tokens of each text."""
+        return self.store.lengths[self.rows]
+
+    def take(self, rows: np.ndarray | None) -> Tokens:
+        """The texts of these rows, in this order; None takes all."""
+        return self.store.take(self.rows if rows is None else self.rows[rows])
 
 
 def _chunks(row: int, n: int) -> Iterator[tuple[int, int]]:
@@ -127,10 +175,15 @@ def _begun(path: Path, key: dict[str, Any], dtype: str) -> dict[str, Any]:
         if path.exists():
             raise ValueError(f'{path} holds other files and no token store: give another path')
         meta = {'key': key, 'dtype': dtype, 'rows': 0, 'tokens': 0, 'checksums': [], 'complete': False}
-        with atomic_dir(path) as part:
-            (part / _IDS).touch()
-            np.zeros(1, dtype=np.int64).tofile(part / _OFFSETS)
-            write_json(part / _META, meta)
+        try:
+            with atomic_dir(path) as part:
+                (part / _IDS).touch()
+                np.zeros(1, dtype=np.int64).tofile(part / _OFFSETS)
+                write_json(part / _META, meta)
+        except OSError:   # another process may have made it meanwhile
+            meta = _read_meta(path)
+            if not meta:
+                raise
     if meta['key'] != key:
         raise ValueError(f'{path} holds the tokens of another call: {differences(meta["key"], key)}. Give another '
                          'path, or delete this one')

@@ -40,6 +40,14 @@ class Tokens:
         """The texts of these rows, in this order; None takes all."""
         return self if rows is None else gather(self.ids, self.offsets, rows)
 
+    def followed_by(self, ids: Sequence[int]) -> Tokens:
+        """Each text with the same further tokens at its end."""
+        if not len(ids) or not len(self):
+            return self
+        more = np.tile(np.asarray(ids, dtype=np.int64), len(self))
+        ends = np.repeat(self.offsets[1:], len(ids))
+        return Tokens(np.insert(self.ids, ends, more), self.offsets + len(ids) * np.arange(len(self) + 1))
+
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> Tokens:
         """One list of ids a text."""

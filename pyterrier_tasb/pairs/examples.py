@@ -13,7 +13,8 @@ import pyterrier as pt
 from more_itertools import chunked
 
 from .._files import fingerprint
-from ..texts import TextStore
+from ..collection import TextLoader
+from ..texts import TextRows, TextStore
 from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, name_of
 from .store import ScoredPairs
 
@@ -28,12 +29,12 @@ class Examples:
     Args:
         pairs: (query, positive, negative, margin).
         queries: Text of query row i.
-        docs: Text of document row j.
+        docs: Text of document row j; rows of the corpus where that is a text store.
         dropped: What could not be used, with counts.
     """
     pairs: ScoredPairs
     queries: TextStore
-    docs: TextStore
+    docs: TextStore | TextRows
     dropped: dict[str, int] = field(default_factory=dict)
 
 
@@ -109,18 +110,20 @@ def text_loader(corpus: Any, text_field: str = 'text') -> pt.Transformer:  # noq
     """A transformer that adds `text_field` by docno, from anything that can load text.
 
     Args:
-        corpus: Something with a `text_loader` method (a dataset, a Terrier index, `PyDocs`), or a transformer that
-            adds the column itself.
+        corpus: A text store, something with a `text_loader` method (a dataset, a Terrier index, `PyDocs`), or a
+            transformer that adds the column itself.
         text_field: The column.
 
     Raises:
-        ValueError: `corpus` can do neither.
+        ValueError: `corpus` can do none of it.
     """
+    if isinstance(corpus, TextStore):
+        return TextLoader(corpus, text_field)
     if hasattr(corpus, 'text_loader'):
         return corpus.text_loader(fields=[text_field])
-    if isinstance(corpus, pt.Transformer):
+    if isinstance(corpus, pt.Transformer) and not isinstance(corpus, pt.Indexer):   # an index has no text to load
         return corpus
-    raise ValueError(f'corpus={corpus!r} cannot load text: give a data set or index with a text_loader(), '
+    raise ValueError(f'corpus={corpus!r} cannot load text: give a TextStore, a data set or index with a text_loader(), '
                      f'or a transformer that adds {text_field!r} by docno')
 
 
@@ -153,7 +156,7 @@ class CandidateSource(pt.Transformer):
         """Candidates of `topics` (qid, query), with `text_field` and `score`."""
         pt.validate.query_frame(topics, extra_columns=['query'], context=self)
         found = self.candidates(topics)
-        found = self._with_text(pd.concat([found, self._missing_positives(topics, found)], ignore_index=True))
+        found = self.with_text(pd.concat([found, self._missing_positives(topics, found)], ignore_index=True))
         return self._with_scores(found)
 
     def candidates(self, topics: pd.DataFrame) -> pd.DataFrame:
@@ -179,7 +182,8 @@ class CandidateSource(pt.Transformer):
                     len(missing))
         return missing.iloc[:0]
 
-    def _with_text(self, found: pd.DataFrame) -> pd.DataFrame:
+    def with_text(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Candidates with the text that they lack, as far as the corpus has it; those without are dropped."""
         if self.text_field not in found.columns:
             found = found.assign(**{self.text_field: pd.Series([None] * len(found), dtype=object, index=found.index)})
         without = found[self.text_field].isna()
@@ -208,11 +212,11 @@ class CandidateSource(pt.Transformer):
         if n:
             self.dropped[what] = self.dropped.get(what, 0) + n
 
-    def report(self) -> None:
-        """Warn once of what was dropped, with counts."""
+    def report(self, what: str = 'training') -> None:
+        """Warn once of what was dropped from `what` data, with counts."""
         if self.dropped:
-            parts = '; '.join(f'{n:,} {what}' for what, n in self.dropped.items())
-            warnings.warn(f'dropped from the training data: {parts}', stacklevel=3)
+            parts = '; '.join(f'{n:,} {reason}' for reason, n in self.dropped.items())
+            warnings.warn(f'dropped from the {what} data: {parts}', stacklevel=3)
 
     def __repr__(self) -> str:
         source = 'results' if self.results is not None else repr(self.negatives)
@@ -241,11 +245,11 @@ def query_store(pairs: ScoredPairs, topics: pd.DataFrame, path: Path) -> TextSto
     if missing:
         raise ValueError(f'{len(missing)} queries of the pairs have no text in the topics (first: {missing[:5]}): '
                          'pass a topics frame (qid, query) that has them')
-    return _store(path, ((qid, texts[qid]) for qid in pairs.qids), pairs.qids, fingerprint(sorted(texts.items())))
+    return _store(path, ((qid, texts[qid]) for qid in pairs.qids), pairs.qids)
 
 
 def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, path: Path,  # noqa: ANN401
-              text_field: str = 'text') -> TextStore:
+              text_field: str = 'text') -> TextStore | TextRows:
     """The text of every document row, in order: from the results frame where it has them, else from the corpus.
 
     Raises:
@@ -256,21 +260,33 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
         rows = results[~_is_blank(results[text_field])]
         known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(str), strict=True))
     loader = None if corpus is None else text_loader(corpus, text_field)
+    if isinstance(loader, TextLoader) and not known:
+        return TextRows(loader.texts, _found(loader.texts.index_of(pairs.docnos), pairs.docnos))
 
     def items() -> Iterator[tuple[str, str]]:
         for docnos in chunked(pairs.docnos, _CHUNK):
             docnos = [str(docno) for docno in docnos]
             absent = [docno for docno in docnos if docno not in known]
             loaded = fetch_texts(loader, absent, text_field) if absent and loader is not None else {}
-            lost = [docno for docno in absent if docno not in loaded]
-            if lost:
-                raise ValueError(f'{len(lost)} documents of the pairs have no text (first: {lost[:5]}): give corpus= '
-                                 'something whose text_loader() knows them')
+            _found(np.array([docno in known or docno in loaded for docno in docnos]) - 1, docnos)
             yield from ((docno, known[docno] if docno in known else loaded[docno]) for docno in docnos)
-    return _store(path, items(), pairs.docnos, pairs.fingerprint)
+    return _store(path, items(), pairs.docnos)
 
 
-def _store(path: Path, items: Iterator[tuple[str, str]], ids: Any, key: str) -> TextStore:  # noqa: ANN401
+def _found(rows: np.ndarray, docnos: Any) -> np.ndarray:  # noqa: ANN401
+    """`rows`, none of which is below 0.
+
+    Raises:
+        ValueError: Some are; the message names their documents.
+    """
+    lost = np.flatnonzero(rows < 0)
+    if len(lost):
+        raise ValueError(f'{len(lost)} documents of the pairs have no text (first: {[docnos[i] for i in lost[:5]]}): '
+                         'give corpus= something whose text_loader() knows them')
+    return rows
+
+
+def _store(path: Path, items: Iterator[tuple[str, str]], ids: Any) -> TextStore:  # noqa: ANN401
     if path.exists():
         store = TextStore(path)
         if len(store) == len(ids):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_file, claim, fingerprint
+from .._files import atomic_file, claim, fingerprint, locked
 from .checks import check_distinct, check_qrels, check_scores, check_topics_or_results, name_of
 from .results import check_pairs, from_frame, pairs_frame
 from .store import ScoredPairs
@@ -45,16 +45,17 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         claim(path, 'pairs', ours)
         shutil.rmtree(folder, ignore_errors=True)
         return ScoredPairs(path)
-    claim(folder, 'chunks', ours)
-    parts = []
-    for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
-        file = folder / f'{start:09d}.npz'
-        if not file.exists():
-            _write(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
-        parts.append(_read(file))
-    frame = pd.concat(parts, ignore_index=True)
-    check_pairs(frame, topics['qid'])
-    pairs = from_frame(frame, path, run=ours)
+    with locked(folder):
+        claim(folder, 'chunks', ours)
+        parts = []
+        for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
+            file = folder / f'{start:09d}.npz'
+            if not file.exists():
+                _write(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
+            parts.append(_read(file))
+        frame = pd.concat(parts, ignore_index=True)
+        check_pairs(frame, topics['qid'])
+        pairs = from_frame(frame, path, run=ours)
     shutil.rmtree(folder)
     return pairs
 

@@ -34,7 +34,7 @@ class Checkpoint:
 
 
 def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int | None,
-         device: torch.device) -> Checkpoint:
+         device: torch.device, amp: str = 'auto') -> Checkpoint:
     """Read a checkpoint, whichever layout it has.
 
     Args:
@@ -42,19 +42,20 @@ def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int
         query_max_length: Tokens of a query; None takes what the checkpoint says, else 32.
         doc_max_length: Tokens of a passage; None takes what the checkpoint says, else 200.
         device: Where the weights go.
+        amp: Precision of matrix products; see `Encoder`.
 
     Raises:
         ValueError: Its weights are no safetensors, or it is no encoder.
     """
     metadata = _metadata(name_or_path)
-    lengths = dict(
-        query_max_length=metadata.get('query_maxlen', 32) if query_max_length is None else query_max_length,
+    options = dict(
+        amp=amp, query_max_length=metadata.get('query_maxlen', 32) if query_max_length is None else query_max_length,
         doc_max_length=metadata.get('doc_maxlen', 200) if doc_max_length is None else doc_max_length)
     weights = _weights_file(name_or_path)
     names = _names(weights)
     if 'compressor.weight' in names:
-        return _released(name_or_path, weights, lengths, device)
-    encoder = Encoder.load(name_or_path, device=device, **lengths)
+        return _released(name_or_path, weights, options, device)
+    encoder = Encoder.load(name_or_path, device=device, **options)
     if 'linear.weight' not in names:
         return Checkpoint(encoder, None, metadata.get('normalize'), metadata)
     with safe_open(weights, 'pt') as file:
@@ -83,7 +84,7 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = F
         (part / _METADATA).write_text(json.dumps({**checkpoint.settings, 'normalize': checkpoint.normalize}, indent=1))
 
 
-def _released(name_or_path: str, weights: str, lengths: dict, device: torch.device) -> Checkpoint:
+def _released(name_or_path: str, weights: str, options: dict, device: torch.device) -> Checkpoint:
     """The paper's teacher: `bert_model.*` and a `compressor` with a bias, scores not normalised."""
     state = load_file(weights)
     inner = {name.removeprefix('bert_model.'): value for name, value in state.items() if name.startswith('bert_model.')}
@@ -93,7 +94,7 @@ def _released(name_or_path: str, weights: str, lengths: dict, device: torch.devi
         raise ValueError(f'{name_or_path}: its bert_model weights do not fit a BERT or DistilBERT (missing '
                          f'{missing[:3]}, unexpected {unexpected[:3]})')
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    encoder = Encoder(model, tokenizer, **lengths).to(device).eval()
+    encoder = Encoder(model, tokenizer, **options).to(device).eval()
     projection = _linear(state['compressor.weight'], state.get('compressor.bias')).to(device)
     return Checkpoint(encoder, projection, False, _metadata(name_or_path))
 

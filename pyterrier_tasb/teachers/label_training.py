@@ -37,7 +37,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                        context=teacher, claim=lambda data: claim(folder, 'work', {
                            **data, 'teacher': name, **training.to_dict()}))
     batches = LabelledBatches(teacher, examples, BatchPlan(
-        examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed))
+        examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed), folder)
     teacher._unfinished = name
     try:
         record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
@@ -70,27 +70,17 @@ class LabelledBatch:
 class LabelledBatches:
     """`batches[step]` with its judged positives."""
 
-    def __init__(self, teacher: LateInteraction, examples: Examples, plan: BatchPlan) -> None:
+    def __init__(self, teacher: LateInteraction, examples: Examples, plan: BatchPlan, folder: Path) -> None:
         pairs = examples.pairs
         self.plan = plan
         self.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
-        self.batches = TrainingBatches(plan, _Lazy(teacher, examples.queries, 'query'),
-                                       _Lazy(teacher, examples.docs, 'doc'), pairs.qids)
+        self.batches = TrainingBatches(plan, teacher.tokens_of(examples.queries, 'query', folder),
+                                       teacher.tokens_of(examples.docs, 'doc', folder), pairs.qids)
 
     def __getitem__(self, step: int) -> LabelledBatch:
         drawn, batch = self.plan[step], self.batches[step]
         docs = np.concatenate([drawn.pos, drawn.neg])
         return LabelledBatch(batch, torch.from_numpy(self.judged(drawn.query, docs)), len(drawn.query))
-
-
-class _Lazy:
-    """Tokens of a text store's rows, made when asked for."""
-
-    def __init__(self, teacher: LateInteraction, texts: Any, side: str) -> None:  # noqa: ANN401
-        self.teacher, self.texts, self.side = teacher, texts, side
-
-    def take(self, rows: np.ndarray) -> Any:  # noqa: ANN401
-        return self.teacher.tokenise(self.texts.take(rows), self.side)
 
 
 def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,

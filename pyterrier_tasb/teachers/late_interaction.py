@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint, work_directory
-from ..encoding import Encoder, Tokens
+from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
-from ..texts import TextStore
+from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert
 from .maxsim import maxsim
@@ -57,8 +57,8 @@ class LateInteraction(pt.Estimator):
     def __init__(self, model_name: str | os.PathLike, *, query_max_length: int | None = None,
                  doc_max_length: int | None = None, mask_tokens: int | None = None, normalize: bool | None = None,
                  scale: float | None = None, training: Training | None = None, text_field: str = 'text',
-                 cache_bytes: int = 1 << 30, cache_dir: str | os.PathLike | None = None, verbose: bool = False,
-                 device: str | torch.device | None = None) -> None:
+                 cache_bytes: int | None = None, cache_dir: str | os.PathLike | None = None, verbose: bool = False,
+                 device: str | torch.device | None = None, amp: str = 'auto') -> None:
         """Load a checkpoint.
 
         Args:
@@ -71,21 +71,26 @@ class LateInteraction(pt.Estimator):
             scale: Factor on the scores; None takes what the checkpoint says, else 1.
             training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5.
             text_field: Column of the passages' text.
-            cache_bytes: Most memory for token vectors of passages seen before, kept in half precision.
+            cache_bytes: Most memory for token vectors of texts seen before, kept in half precision; 0 computes all
+                anew, None takes 1 GB, or 0 on a GPU, where a batch is sooner encoded than fetched.
             cache_dir: Where the token vectors of training texts are kept, for other runs with this teacher; they take
                 2 bytes a dimension and token. None keeps them in memory only.
             verbose: Show progress.
             device: None takes a GPU if there is one.
+            amp: Precision of matrix products: 'auto' (bf16 where the hardware computes with it), 'off', 'bf16', 'fp16'.
 
         Raises:
             ValueError: There is no checkpoint that can be used.
         """
         super().__init__()
         self.model_name = str(model_name)
-        self.text_field, self.cache_bytes, self.cache_dir, self.verbose = text_field, cache_bytes, cache_dir, verbose
+        self.text_field, self.cache_dir, self.verbose, self.amp = text_field, cache_dir, verbose, amp
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        if cache_bytes is None:
+            cache_bytes = 0 if self.device.type == 'cuda' else 1 << 30
+        self.cache_bytes = cache_bytes
         checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
-                                  device=self.device)
+                                  device=self.device, amp=amp)
         self.query_max_length = checkpoint.encoder.query_max_length
         self.doc_max_length = checkpoint.encoder.doc_max_length
         self.mask_tokens = int(checkpoint.settings.get('mask_tokens', 0) if mask_tokens is None else mask_tokens)
@@ -114,45 +119,70 @@ class LateInteraction(pt.Estimator):
 
     def score_matrix(self, queries: list[str], docs: list[str]) -> torch.Tensor:
         """float32[B, P], every query against every passage, without gradients."""
-        return self._maxsim(self._cached(queries, 'query'), self._cached(docs, 'doc'))
+        return self._maxsim(self._of_texts(queries, 'query'), self._of_texts(docs, 'doc'))
 
     def _maxsim(self, query: _Ragged, docs: _Ragged) -> torch.Tensor:
-        return (self.scale * maxsim(*(part.to(self.device) for part in (*query, *docs)))).cpu()
+        with torch.no_grad():
+            return (self.scale * maxsim(*(part.to(self.device) for part in (*query, *docs)))).cpu()
 
-    def bind(self, queries: TextStore, docs: TextStore, cache_dir: Path | None = None,
+    def bind(self, queries: TextStore | TextRows, docs: TextStore | TextRows, cache_dir: Path | None = None,
              ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
-        """The scorer of a run's texts by row: (query rows, document rows) → float32[B, P]."""
-        if self.cache_dir is None:
-            return lambda query_rows, doc_rows: self.score_matrix(queries.take(query_rows), docs.take(doc_rows))
-        query_vectors, doc_vectors = self._on_disk(queries, 'query'), self._on_disk(docs, 'doc')
-        return lambda query_rows, doc_rows: self._maxsim(query_vectors.take(query_rows), doc_vectors.take(doc_rows))
+        """The scorer of a run's texts by row: (query rows, document rows) → float32[B, P].
 
-    def _on_disk(self, texts: TextStore, side: str) -> TokenVectors:
-        lengths = self.tokenise(texts.take(np.arange(len(texts))), side).lengths
+        Args:
+            queries: Texts of query rows; their tokens are kept with them.
+            docs: Texts of document rows.
+            cache_dir: Where tokens go when the texts' own directory cannot be written.
+        """
+        of_query, of_doc = self._of_rows(queries, 'query', cache_dir), self._of_rows(docs, 'doc', cache_dir)
+        return lambda query_rows, doc_rows: self._maxsim(of_query(query_rows), of_doc(doc_rows))
+
+    def _of_texts(self, texts: list[str], side: str) -> _Ragged:
+        return self._cached([(side, text) for text in texts],
+                            lambda keys: self.tokenise([text for _, text in keys], side))
+
+    def _of_rows(self, texts: TextStore | TextRows, side: str,
+                 cache_dir: Path | None) -> Callable[[np.ndarray], _Ragged]:
+        """Rows → their token vectors: computed from tokens on disk, found in memory, or kept on disk themselves."""
+        tokens = self.tokens_of(texts, side, cache_dir)
+
+        def cached(rows: np.ndarray) -> _Ragged:
+            keys = [(side, texts.fingerprint, row) for row in rows.tolist()]
+            return self._cached(keys, lambda keys: tokens.take(np.array([row for *_, row in keys])))
+        if self.cache_dir is None:
+            return cached
         dim = self.module.encoder.dim if self.module.projection is None else self.module.projection.out_features
         key = f'{side}-{fingerprint(self.weights_fingerprint, self._key()[1:], texts.fingerprint)}'
+        return TokenVectors(Path(self.cache_dir) / key, tokens.lengths, dim,
+                            lambda rows: cached(rows)[0], key).take
 
-        def encode(rows: np.ndarray) -> list[torch.Tensor]:
-            vectors, lengths = self._cached(texts.take(rows), side)
-            return list(vectors.split(lengths.tolist()))
-        return TokenVectors(Path(self.cache_dir) / key, lengths, dim, encode, key)
+    def tokens_of(self, texts: TextStore | TextRows, side: str, elsewhere: Path | None = None) -> TokenRows | _Masked:
+        """Tokens of a side by row, kept with the texts; queries get their [MASK] tokens."""
+        encoder = self.module.encoder
+        tokens = TokenStore.of(texts, encoder.tokenizer, encoder.max_length(side), elsewhere=elsewhere)
+        return _Masked(tokens, self._masks) if side == 'query' and self.mask_tokens else tokens
 
     def tokenise(self, texts: list[str], side: str) -> Tokens:
         """Tokens of texts; queries get their [MASK] tokens."""
         tokens = self.module.encoder.tokenise(texts, side)
-        if side == 'doc' or not self.mask_tokens:
-            return tokens
-        mask = [self.module.encoder.tokenizer.mask_token_id] * self.mask_tokens
-        rows = np.split(tokens.ids, tokens.offsets[1:-1])
-        return Tokens.from_lists([[*row.tolist(), *mask] for row in rows]) if len(tokens) else tokens
+        return tokens.followed_by(self._masks) if side == 'query' else tokens
 
-    def _cached(self, texts: list[str], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-        keys = [(side, text) for text in texts]
+    @property
+    def _masks(self) -> list[int]:
+        return [self.module.encoder.tokenizer.mask_token_id] * self.mask_tokens
+
+    def _cached(self, keys: list[tuple], tokens: Callable[[list[tuple]], Tokens]) -> _Ragged:
+        """Token vectors of what `keys` name, one after the other; `tokens` of those that the cache lacks."""
+        if not self.cache_bytes:
+            vectors, lengths = self._encode(tokens(keys))
+            return vectors, torch.from_numpy(lengths)
         found = self._cache.of(keys)
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         for start in range(0, len(missing), _CHUNK):
             some = missing[start:start + _CHUNK]
-            fresh = dict(zip(some, self._encode([text for _, text in some], side), strict=True))
+            vectors, lengths = self._encode(tokens(some))
+            parts = vectors.half().cpu().split(lengths.tolist())
+            fresh = {key: part.clone() for key, part in zip(some, parts, strict=True)}
             self._cache.add(fresh)
             found |= fresh
         vectors = [found[key] for key in keys]
@@ -165,13 +195,11 @@ class LateInteraction(pt.Estimator):
                              disable=not self.verbose):
             if self._cache.bytes >= self.cache_bytes:
                 return
-            self._cached(missing[start:start + _CHUNK], 'doc')
+            self._of_texts(missing[start:start + _CHUNK], 'doc')
 
-    def _encode(self, texts: list[str], side: str) -> list[torch.Tensor]:
-        tokens = self.tokenise(texts, side)
+    def _encode(self, tokens: Tokens) -> tuple[torch.Tensor, np.ndarray]:
         with torch.inference_mode():
-            vectors = self.module(tokens).half().cpu()
-        return [vector.clone() for vector in vectors.split(tokens.lengths.tolist())]
+            return self.module(tokens), tokens.lengths
 
     # ---- learning ----------------------------------------------------------------------------------------------
 
@@ -233,7 +261,8 @@ class LateInteraction(pt.Estimator):
             if not hasattr(other, name):
                 raise ValueError(f'LateInteraction has no attribute {name!r}')
             setattr(other, name, value)
-        encoder = self.module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length)
+        encoder = self.module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length,
+                                           amp=other.amp)
         other.module = TokenEncoder(encoder, self.module.projection, other.normalize).eval()
         other._cache = _VectorCache(other.cache_bytes)   # vectors of other settings are no use
         return other
@@ -250,29 +279,43 @@ class LateInteraction(pt.Estimator):
 
     def _key(self) -> tuple:
         return (self.model_name, self.query_max_length, self.doc_max_length, self.mask_tokens, self.normalize,
-                self.scale, self.text_field)
+                self.scale, self.text_field, self.amp)
 
     def __repr__(self) -> str:
         return f'LateInteraction({self.model_name!r})'
 
 
+class _Masked:
+    """Tokens by row, each text followed by the same tokens."""
+
+    def __init__(self, tokens: TokenStore | TokenRows, ids: list[int]) -> None:
+        self.tokens, self.ids = tokens, ids
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.tokens.lengths + len(self.ids)
+
+    def take(self, rows: np.ndarray) -> Tokens:
+        return self.tokens.take(rows).followed_by(self.ids)
+
+
 class _VectorCache:
-    """Token vectors by (side, text), the least recently added dropped when memory is full; threads may share it."""
+    """Token vectors by side and text or row; the least recently added go when memory is full. Threads may share it."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes, self.bytes = most_bytes, 0
-        self._vectors: OrderedDict[tuple[str, str], torch.Tensor] = OrderedDict()
+        self._vectors: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __contains__(self, key: tuple[str, str]) -> bool:
+    def __contains__(self, key: tuple) -> bool:
         return key in self._vectors
 
-    def of(self, keys: list[tuple[str, str]]) -> dict[tuple[str, str], torch.Tensor]:
+    def of(self, keys: list[tuple]) -> dict[tuple, torch.Tensor]:
         """What is there of these."""
         with self._lock:
             return {key: self._vectors[key] for key in keys if key in self._vectors}
 
-    def add(self, vectors: dict[tuple[str, str], torch.Tensor]) -> None:
+    def add(self, vectors: dict[tuple, torch.Tensor]) -> None:
         with self._lock:
             for key, vector in vectors.items():
                 if key not in self._vectors:

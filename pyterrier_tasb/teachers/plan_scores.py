@@ -2,19 +2,30 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, check_unharmed, differences, file_fingerprint, read_json, write_json
+from .._files import (
+    LOCK,
+    atomic_dir,
+    check_unharmed,
+    differences,
+    file_fingerprint,
+    locked,
+    read_json,
+    write_json,
+)
 from ..pairs.checks import name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
 from .binding import bind_in_batch_teacher
 
+_SCORES, _STATE = 'scores.f2', 'state.json'
 _SAVE_EVERY = 64   # steps between two saves: what an interruption loses
 
 
@@ -42,12 +53,8 @@ class TeacherScores(pt.Artifact):
         meta = read_json(folder / 'pt_meta.json')
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
         self.batch_size, self.teacher = meta['batch_size'], meta['teacher']
-        self._scores = _map(folder, self._shape, 'r')
-        check_unharmed(folder, file_fingerprint(folder / 'scores.f2'), meta['fingerprint'])
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return self.last - self.first, self.batch_size, 2 * self.batch_size
+        self._scores = _map(folder, (self.last - self.first, self.batch_size, 2 * self.batch_size))
+        check_unharmed(folder, file_fingerprint(folder / _SCORES), meta['fingerprint'])
 
     @classmethod
     def build(cls, path: str | os.PathLike, teacher: Any, plan: BatchPlan, queries: TextStore,  # noqa: ANN401
@@ -74,26 +81,15 @@ class TeacherScores(pt.Artifact):
         path = Path(path)
         key = {'plan': plan.fingerprint, 'teacher': name_of(teacher), 'batch_size': plan.batch_size, 'first': first,
                'last': last}
-        shape = last - first, plan.batch_size, 2 * plan.batch_size
         if not path.exists():
             with atomic_dir(path) as part:
-                _map(part, shape, 'w+')
-                write_json(part / 'state.json', {**key, 'done': first})
+                (part / _SCORES).touch()
+                write_json(part / _STATE, {**key, 'done': first, 'checksum': 0})
         _check(path, key)
-        if (path / 'pt_meta.json').exists():
-            return cls(path)
-        bound = bind_in_batch_teacher(teacher, queries, docs, path, plan)
-        scores, start = _map(path, shape, 'r+'), read_json(path / 'state.json')['done']
-        for step in pt.tqdm(range(start, last), desc='TeacherScores', unit='batch', initial=start - first,
-                            total=last - first):
-            batch = plan[step]
-            docs_of, where = np.unique(np.concatenate([batch.pos, batch.neg]), return_inverse=True)
-            scores[step - first] = _half(bound(batch.query, docs_of).numpy()[:, where.reshape(-1)], teacher)
-            if (step + 1 - start) % _SAVE_EVERY == 0:
-                scores.flush()
-                write_json(path / 'state.json', {**key, 'done': step + 1})
-        scores.flush()
-        _complete(path, key)
+        if not (path / 'pt_meta.json').exists():
+            with locked(path):
+                _score(path, key, bind_in_batch_teacher(teacher, queries, docs, path, plan), plan)
+            (path / LOCK).unlink(missing_ok=True)
         return cls(path)
 
     @classmethod
@@ -116,9 +112,10 @@ class TeacherScores(pt.Artifact):
         if Path(path).exists():
             raise ValueError(f'{path} exists: join to a new path')
         with atomic_dir(path) as folder:
-            with open(folder / 'scores.f2', 'wb') as out:
+            with open(folder / _SCORES, 'wb') as out:
                 for part in parts:
-                    out.write(part._scores.tobytes())
+                    for start in range(0, len(part), _SAVE_EVERY):
+                        out.write(part._scores[start:start + _SAVE_EVERY].tobytes())
             _complete(folder, key)
         return cls(path)
 
@@ -150,23 +147,57 @@ class TeacherScores(pt.Artifact):
         return f'TeacherScores(batches {self.first:,} to {self.last:,} of plan {self.plan_fingerprint}, {self.teacher})'
 
 
-def _map(folder: Path, shape: tuple[int, int, int], mode: str) -> np.memmap:
-    file, wanted = folder / 'scores.f2', int(np.prod(shape)) * 2
-    if mode != 'w+' and (not file.exists() or file.stat().st_size != wanted):
+def _map(folder: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    file, wanted = folder / _SCORES, int(np.prod(shape)) * 2
+    if not file.exists() or file.stat().st_size != wanted:
         raise ValueError(f'{file} is missing or has not the {wanted} bytes that it should: it is damaged, delete '
                          f'{folder} and score again')
-    return np.memmap(file, dtype=np.float16, mode=mode, shape=shape)
+    return np.asarray(np.memmap(file, dtype=np.float16, mode='r', shape=shape))
 
 
-def _half(scores: np.ndarray, teacher: Any) -> np.ndarray:  # noqa: ANN401
+def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None:  # noqa: ANN401
+    """Append batch by batch, from the last one that was saved on."""
+    first, last, state = key['first'], key['last'], read_json(path / _STATE)
+    start, checksum = state['done'], state['checksum']
+    with open(path / _SCORES, 'r+b') as out:
+        if _checksum(out, (start - first) * 4 * plan.batch_size ** 2) != checksum:
+            raise ValueError(f'{path / _SCORES} is damaged: scores that were saved are not there; delete {path} and '
+                             'score again')
+        out.truncate()   # what was written and not saved
+        for step in pt.tqdm(range(start, last), desc='TeacherScores', unit='batch', initial=start - first,
+                            total=last - first):
+            batch = plan[step]
+            docs, where = np.unique(np.concatenate([batch.pos, batch.neg]), return_inverse=True)
+            scores = _half(bound(batch.query, docs).numpy()[:, where.reshape(-1)], key['teacher']).tobytes()
+            checksum = zlib.crc32(scores, checksum)
+            out.write(scores)
+            if (step + 1 - start) % _SAVE_EVERY == 0:
+                out.flush()
+                os.fsync(out.fileno())
+                write_json(path / _STATE, {**key, 'done': step + 1, 'checksum': checksum})
+    _complete(path, key)
+
+
+def _checksum(file: BinaryIO, size: int) -> int | None:
+    """Of the next `size` bytes; None where the file ends before."""
+    checksum = 0
+    while size:
+        block = file.read(min(size, 1 << 22))
+        if not block:
+            return None
+        checksum, size = zlib.crc32(block, checksum), size - len(block)
+    return checksum
+
+
+def _half(scores: np.ndarray, teacher: str) -> np.ndarray:
     if not np.isfinite(scores).all() or np.abs(scores).max(initial=0) > np.finfo(np.float16).max:
-        raise ValueError(f'{teacher!r} gave a score that is not finite, or beyond what half precision holds '
+        raise ValueError(f'{teacher} gave a score that is not finite, or beyond what half precision holds '
                          f'({np.abs(scores).max()})')
     return scores.astype(np.float16)
 
 
 def _check(path: Path, key: dict[str, Any]) -> None:
-    file = next((path / name for name in ('pt_meta.json', 'state.json') if (path / name).exists()), None)
+    file = next((path / name for name in ('pt_meta.json', _STATE) if (path / name).exists()), None)
     there = read_json(file) if file else {}
     differing = differences({name: there.get(name) for name in key}, key)   # not how much of it is done
     if differing:
@@ -177,5 +208,5 @@ def _complete(path: Path, key: dict[str, Any]) -> None:
     write_json(path / 'pt_meta.json', {
         'type': TeacherScores.ARTIFACT_TYPE, 'format': TeacherScores.ARTIFACT_FORMAT,
         'package_hint': TeacherScores.ARTIFACT_PACKAGE_HINT, **key,
-        'fingerprint': file_fingerprint(path / 'scores.f2')})
-    (path / 'state.json').unlink(missing_ok=True)
+        'fingerprint': file_fingerprint(path / _SCORES)})
+    (path / _STATE).unlink(missing_ok=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._files import atomic_dir, read_json, write_json
+from .._files import atomic_dir, read_json, write_at, write_json
+
+_VECTORS, _CHECKS = 'vectors.f2', 'checks.u4'
 
 
 class TokenVectors:
@@ -21,7 +23,7 @@ class TokenVectors:
         path: The directory; made when it is not there.
         lengths: int64[N], token vectors of each text.
         dim: D.
-        encode: Rows → their token vectors, one float16[L, D] each.
+        encode: Rows → their token vectors, float16[T', D], one text after the other.
         key: What the vectors depend on, teacher and texts; a directory with another key is refused.
 
     Raises:
@@ -29,15 +31,15 @@ class TokenVectors:
     """
 
     def __init__(self, path: str | os.PathLike, lengths: np.ndarray, dim: int,
-                 encode: Callable[[np.ndarray], list[torch.Tensor]], key: str) -> None:
+                 encode: Callable[[np.ndarray], torch.Tensor], key: str) -> None:
         self.path, self.lengths, self.encode = Path(path), np.asarray(lengths, dtype=np.int64), encode
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         shape = (int(self.offsets[-1]), dim)
         if not self.path.exists():
             try:
                 with atomic_dir(self.path) as part:
-                    np.memmap(part / 'vectors.f2', dtype=np.float16, mode='w+', shape=shape)
-                    np.memmap(part / 'checks.u4', dtype=np.uint32, mode='w+', shape=(len(self.lengths),))
+                    _sparse(part / _VECTORS, 2 * shape[0] * dim)   # takes room as it fills
+                    _sparse(part / _CHECKS, 4 * len(self.lengths))
                     write_json(part / 'meta.json', {'key': key, 'shape': list(shape)})
             except OSError:
                 if not self.path.exists():   # another process may have made it meanwhile
@@ -46,15 +48,15 @@ class TokenVectors:
         if meta != {'key': key, 'shape': list(shape)}:
             raise ValueError(f'{self.path} holds vectors of another teacher or other texts ({meta}, now {key}, '
                              f'{list(shape)}): use another cache_dir, or delete it')
-        self._vectors = self._map('vectors.f2', np.float16, shape)
-        self._checks = self._map('checks.u4', np.uint32, (len(self.lengths),))   # 0 where there is nothing yet
+        self._vectors = self._map(_VECTORS, np.float16, shape)
+        self._checks = self._map(_CHECKS, np.uint32, (len(self.lengths),))   # 0 where there is nothing yet
 
     def _map(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.memmap:
         file, wanted = self.path / name, int(np.prod(shape)) * np.dtype(dtype).itemsize
         if not file.exists() or file.stat().st_size != wanted:
             raise ValueError(f'{file} is missing or has not the {wanted} bytes that it should: it is damaged, delete '
                              f'{self.path}')
-        return np.memmap(file, dtype=dtype, mode='r+', shape=shape)
+        return np.asarray(np.memmap(file, dtype=dtype, mode='r', shape=shape))
 
     def take(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """float16[T', D] token vectors of the rows, one after the other, and long[n] their lengths."""
@@ -68,13 +70,23 @@ class TokenVectors:
         missing = np.array(missing, dtype=np.int64)
         if not len(missing):
             return
-        for row, vectors in zip(missing, self.encode(missing), strict=True):
-            self._of(row)[:] = vectors.numpy()
-        self._vectors.flush()
-        self._checks[missing] = [_check(self._of(row)) for row in missing]
+        found = self.encode(missing).half().cpu().numpy()
+        # written by calls, which a full disk refuses; a store into the map would end the process
+        with open(self.path / _VECTORS, 'r+b', buffering=0) as vectors, \
+                open(self.path / _CHECKS, 'r+b', buffering=0) as checks:
+            starts = np.cumsum(self.lengths[missing]) - self.lengths[missing]
+            for row, start in zip(missing.tolist(), starts.tolist()):
+                some = np.ascontiguousarray(found[start:start + self.lengths[row]])
+                write_at(vectors, self.offsets[row] * found.shape[1] * 2, some)
+                write_at(checks, 4 * row, np.array([_check(some)], dtype=np.uint32))
 
     def _of(self, row: int) -> np.ndarray:
         return self._vectors[self.offsets[row]:self.offsets[row + 1]]
+
+
+def _sparse(file: Path, size: int) -> None:
+    with open(file, 'wb') as out:
+        out.truncate(size)
 
 
 def _check(vectors: np.ndarray) -> int:

@@ -185,7 +185,7 @@ def test_stored_vectors_are_those_encoded(folder, lengths, dim, data):
 
     def encode(rows):
         encoded.extend(rows.tolist())
-        return [vectors[row] for row in rows]
+        return torch.cat([vectors[row] for row in rows])
     path = folder() / 'vectors'
     for _ in range(2):   # the second time from disk
         stored = TokenVectors(path, lengths, dim, encode, 'key')

@@ -92,7 +92,7 @@ def test_a_damaged_token_vector_is_computed_again(tmp_path):
 
     def encode(rows):
         calls.append(list(rows))
-        return [torch.full((2, 4), float(row), dtype=torch.float16) for row in rows]
+        return torch.cat([torch.full((2, 4), float(row)) for row in rows])
     vectors = TokenVectors(tmp_path / 'it', np.array([2, 2, 2]), 4, encode, 'key')
     vectors.fill(np.arange(3))
     blob = bytearray((tmp_path / 'it' / 'vectors.f2').read_bytes())

@@ -34,9 +34,7 @@ def _quick_collections():
 
 def teacher_of(path, **options):
     """A teacher that computes in float32 wherever the tests run."""
-    teacher = LateInteraction(path, device='cpu', **options)
-    teacher.module.encoder.amp = 'off'
-    return teacher
+    return LateInteraction(path, device='cpu', amp='off', **options)
 
 
 @pytest.fixture
@@ -275,7 +273,7 @@ def test_the_loss_leaves_a_querys_other_positives_out(teacher, toy_results, toy_
         warnings.simplefilter('ignore', UserWarning)   # of positives that the candidates lack
         examples = prepare(toy_results, toy_qrels, tmp_path, scores_needed=False)
     plan = BatchPlan(examples.pairs, sampling='random', batch_size=16, seed=1)
-    labelled, drawn = LabelledBatches(teacher, examples, plan)[0], plan[0]
+    labelled, drawn = LabelledBatches(teacher, examples, plan, tmp_path)[0], plan[0]
     loss, parts = in_batch_loss(teacher.module, labelled, 2.0)
     docs = np.concatenate([drawn.pos, drawn.neg])
     scores = 2.0 * teacher.score_matrix(examples.queries.take(drawn.query), examples.docs.take(docs)).numpy()

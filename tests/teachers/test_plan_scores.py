@@ -187,14 +187,24 @@ def test_the_batches_must_be_named(plan, stores, tmp_path, options):
     assert not (tmp_path / 'scores').exists()
 
 
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def flip(file):
+    blob = file.read_bytes()
+    file.write_bytes(bytes([blob[0] ^ 1]) + blob[1:])
+
+
+@pytest.mark.parametrize('damage', [truncate, flip])
 @pytest.mark.parametrize('killed', [True, False], ids=['half', 'whole'])
-def test_a_truncated_file_is_refused(plan, stores, tmp_path, killed):
+def test_a_damaged_file_is_refused(plan, stores, tmp_path, killed, damage, monkeypatch):
+    monkeypatch.setattr(plan_scores, '_SAVE_EVERY', 2)
     try:
         TeacherScores.build(tmp_path / 'scores', Table(kill_at=5 if killed else None), plan, *stores, steps=STEPS)
     except KeyboardInterrupt:
         assert killed
-    with open(tmp_path / 'scores' / 'scores.f2', 'r+b') as file:
-        file.truncate(100)
+    damage(tmp_path / 'scores' / 'scores.f2')
     with pytest.raises(ValueError, match='damaged'):
         TeacherScores.build(tmp_path / 'scores', Table(), plan, *stores, steps=STEPS)
     if not killed:
