@@ -20,6 +20,7 @@ from .collection import TextLoader
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
 from .encoding.gradcache import cached_forward
+from .encoding.precision import check_trains
 from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
 from .pairs.examples import (
@@ -54,6 +55,7 @@ class Fit:
     """
 
     def __init__(self, student: TasBalanced, folder: Path, *, resume: bool) -> None:
+        check_trains(student.amp, student.encoder.device)
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
         self.micro_batch_tokens = student.training.micro_batch_tokens
@@ -265,7 +267,7 @@ class Fit:
         self.student._unfinished = self.base_name
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
-                       desc='TAS-Balanced', save_memory=self._halve_micro_batch)
+                       desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp)
         self.student._unfinished = None
         return {**self.report, **record.to_dict(), 'seconds': round(time.perf_counter() - self.started, 1),
                 'hardware': hardware(), 'versions': versions()}

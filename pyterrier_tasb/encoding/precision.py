@@ -27,3 +27,13 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp not in _DTYPES:
         raise ValueError(f"amp={amp!r} is unknown: one of 'auto', 'off', 'bf16', 'fp16'")
     return _DTYPES[amp]
+
+
+def check_trains(amp: str, device: torch.device) -> None:
+    """Whether a model can learn in this precision here: gradients in fp16 vanish unless losses are scaled.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if amp == 'fp16' and device.type != 'cuda':
+        raise ValueError(f"amp='fp16' trains on a GPU only, and this is {device.type!r}: take 'auto', 'bf16' or 'off'")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from .._files import claim
+from ..encoding.precision import check_trains
 from ..pairs.examples import Examples, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
@@ -29,6 +30,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                   negatives: pt.Transformer | None, corpus: Any, folder: Path,  # noqa: ANN401
                   resume: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
+    check_trains(teacher.amp, teacher.device)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     name = resume and teacher._unfinished or teacher.model_name
     validate = _validation(teacher, validation, validation_qrels, training.measure)
@@ -42,7 +44,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     try:
         record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
                        training, output_dir=folder / 'checkpoints', device=teacher.device, validate=validate,
-                       resume=resume, desc='LateInteraction')
+                       resume=resume, desc='LateInteraction', amp=teacher.amp)
     finally:
         teacher.weights_changed()
     teacher._unfinished = None

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import warnings
@@ -21,12 +22,14 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
 from .._files import fingerprint, read_json, write_json
+from ..encoding.precision import check_trains
 from .config import Training
 from .state import untouched_global_state
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 SaveMemory = Callable[[Any], bool]
 _COMPLETE = 'complete.json'
+_EXPLODED = 1000.0   # times the largest loss that was logged
 
 
 class Batches(Protocol):
@@ -109,7 +112,7 @@ class _Progress(TrainerCallback):
 
 
 class NotFiniteError(ValueError):
-    """The loss became NaN or infinite."""
+    """The loss or the weights became NaN or infinite, or the loss exploded."""
 
 
 class _Trainer(Trainer):
@@ -127,6 +130,8 @@ class _Trainer(Trainer):
         self.first_batch = start * training.accumulation * args.world_size
         self._parts: dict[str, torch.Tensor] = {}
         self._n_parts = 0
+        self._latest = ''   # the batch that the weights learnt from last
+        self._largest, self._looked_at = 0.0, 0   # loss in the log, and its entries seen
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         return _From(self.first_batch, len(self.train_dataset))
@@ -168,15 +173,33 @@ class _Trainer(Trainer):
         # dropout is a function of (seed, batch), so that a resumed run repeats it without a stored generator
         torch.manual_seed(int(fingerprint(self.training.seed, step), 16) >> 1)
         loss, parts = self.loss(model, batch)
-        if not torch.isfinite(loss):
-            raise NotFiniteError(f'the loss is {loss.item()} at step {self.state.global_step + 1}'
-                                 f'{_describe(batch)}; the last checkpoint is '
-                                 f'{newest_checkpoint(Path(self.args.output_dir)) or "none yet"}. Lower the learning '
-                                 'rate, or look at the teacher\'s scores of these queries')
+        self._check(loss.item(), _describe(batch))
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + value.detach()
         self._n_parts += 1
         return loss
+
+    def _check(self, loss: float, batch: str) -> None:
+        """Stop where going on would make nothing good, and say what the run can go back to."""
+        step, history = self.state.global_step + 1, self.state.log_history
+        self._largest = max([self._largest, *(entry.get('loss', 0.0) for entry in history[self._looked_at:])])
+        self._looked_at = len(history)
+        if not math.isfinite(loss):
+            if not self._weights_are_finite():
+                self._stop(f'the gradients of step {step - 1}{self._latest} made weights NaN or infinite')
+            self._stop(f'the loss is {loss} at step {step}{batch}')
+        if self._largest and loss > _EXPLODED * max(1.0, self._largest):
+            self._stop(f'the loss exploded to {loss:.3g} at step {step}{batch}; until then at most '
+                       f'{self._largest:.3g} was logged')
+        self._latest = batch
+
+    def _stop(self, what: str) -> None:
+        newest = newest_checkpoint(Path(self.args.output_dir)) or 'none yet'
+        raise NotFiniteError(f'{what}; the last checkpoint is {newest}. Lower the learning rate, or look at the '
+                             'teacher\'s scores of these queries')
+
+    def _weights_are_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if 'loss' in logs and self._n_parts:
@@ -203,6 +226,8 @@ class _Trainer(Trainer):
         """Nothing: no step depends on a generator's state."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        if not self._weights_are_finite():
+            self._stop(f'the gradients of step {self.state.global_step}{self._latest} made weights NaN or infinite')
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}'
@@ -250,7 +275,8 @@ def _number(folder: Path) -> int:
     return int(folder.name.rpartition('-')[2])
 
 
-def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool) -> TrainingArguments:
+def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool, *,
+               fp16: bool) -> TrainingArguments:
     # a saved step must be a validated one, so that the best weights are on disk
     save_every = training.validation_interval if has_validation else (training.save_every
                                                                       or training.validation_interval)
@@ -264,7 +290,7 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
         eval_strategy='steps' if has_validation else 'no', eval_steps=training.validation_interval,
         load_best_model_at_end=has_validation, greater_is_better=True,
         metric_for_best_model=f'eval_{ir_measures.parse_measure(training.measure)}' if has_validation else None,
-        dataloader_pin_memory=False, ddp_find_unused_parameters=False)
+        fp16=fp16, dataloader_pin_memory=False, ddp_find_unused_parameters=False)
     args._n_gpu = min(args.n_gpu, 1)   # one process, one device: DataParallel would split a batch
     return args
 
@@ -302,7 +328,7 @@ def _quiet() -> Iterator[None]:
 def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Training, *, output_dir: str | os.PathLike,
           device: torch.device, validate: Callable[[], dict[str, float]] | None = None, resume: bool = False,
           desc: str = 'Training', extra_callbacks: tuple[TrainerCallback, ...] = (),
-          save_memory: SaveMemory | None = None) -> TrainingRecord:
+          save_memory: SaveMemory | None = None, amp: str = 'off') -> TrainingRecord:
     """Train `module` in place.
 
     Args:
@@ -319,15 +345,17 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         extra_callbacks: Further `transformers.TrainerCallback`s.
         save_memory: Called with the batch for which the GPU's memory was too small; True when `loss` will now take
             less, and the step is done again.
+        amp: The precision in which `module` computes; 'fp16' has its losses scaled, as its gradients would vanish.
 
     Returns:
         The record of the run; `module` holds the best weights and is in evaluation mode, also after an exception.
 
     Raises:
-        NotFiniteError: The loss is NaN or infinite.
-        ValueError: There are checkpoints, and `resume` is False.
+        NotFiniteError: The loss or the weights are NaN or infinite, or the loss is a thousand times what it was.
+        ValueError: There are checkpoints, and `resume` is False; or `amp` is 'fp16' and `device` no GPU.
     """
     output_dir = Path(output_dir)
+    check_trains(amp, device)
     if not resume and any(output_dir.glob('checkpoint-*')):
         raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another '
                          'work_dir')
@@ -337,7 +365,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     start = read_json(checkpoint / 'trainer_state.json')['global_step'] if checkpoint else 0
     progress = _Progress(desc)
     with untouched_global_state(), _quiet():
-        args = _arguments(training, output_dir, device, validate is not None)
+        args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
                            [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,
                            save_memory)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from pyterrier_tasb import Training
@@ -175,6 +176,51 @@ def test_a_loss_that_is_no_number_names_its_step_and_batch(tmp_path, accumulatio
         run(tmp_path, FAST.replace(accumulation=accumulation), nan)
     with pytest.raises(NotFiniteError, match='checkpoint-2' if accumulation == 1 else 'none yet'):
         run(tmp_path / 'again', FAST.replace(accumulation=accumulation), nan)
+
+
+def test_a_loss_that_explodes_names_its_step_and_batch(tmp_path):
+    def exploding(module, batch):
+        loss, parts = squares(module, batch)
+        return loss * (1e6 if batch.number == 5 else 1.0), parts
+    with pytest.raises(NotFiniteError, match=r'the loss exploded to .* at step 6 \(batch 5\).*checkpoint-4'):
+        run(tmp_path, loss=exploding)
+
+
+def test_losses_of_very_different_sizes_explode_nothing(tmp_path):
+    def uneven(module, batch):
+        loss, parts = squares(module, batch)
+        return loss * (1e-6 if batch.number < 5 else 1.0), parts
+    run(tmp_path, loss=uneven)
+
+
+@pytest.mark.parametrize('at', [2, 3, 9])
+def test_gradients_that_are_no_numbers_never_reach_a_checkpoint(tmp_path, at):
+    """The loss is finite, its gradient is not: the next step, or the checkpoint before it, names the batch."""
+    def root(module, batch):
+        loss, parts = squares(module, batch)
+        return loss + (0.0 * loss).sqrt() if batch.number == at else loss, parts
+    with pytest.raises(NotFiniteError, match=rf'gradients of step {at + 1} \(batch {at}\) made weights NaN'):
+        run(tmp_path, loss=root)
+    newest = newest_checkpoint(tmp_path)
+    assert newest == tmp_path / f'checkpoint-{at // 2 * 2}'
+    assert all(torch.isfinite(value).all() for value in load_file(newest / 'model.safetensors').values())
+
+
+def test_half_precision_without_a_gpu_does_not_learn(tmp_path):
+    with pytest.raises(ValueError, match="amp='fp16' trains on a GPU only"):
+        run(tmp_path, amp='fp16')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_half_precision_scales_small_losses(tmp_path):
+    def small(module, batch):
+        with torch.autocast('cuda', torch.float16):
+            loss = ((module(batch.x.cuda())[:, 0].float() - batch.x.sum(1).cuda()) ** 2).mean() * 1e-7
+        return loss, {}
+    module = network().cuda()
+    before = weights(module)
+    train(module, Batches(), small, FAST, output_dir=tmp_path, device=torch.device('cuda', 0), amp='fp16')
+    assert all((value != before[name]).any() for name, value in weights(module).items())
 
 
 def truncate(file):
