@@ -20,6 +20,11 @@ from filelock import FileLock, Timeout
 LOCK = '.lock'   # the file in a directory that a process holds while it works there
 _REMEDIES = {errno.ENOSPC: 'make room', errno.EDQUOT: 'make room', errno.EFBIG: 'make room',
              errno.EROFS: 'make it writable'}
+# what SQLite, safetensors, torch and NumPy say where the system says ENOSPC or EROFS
+_OF_LIBRARIES = {'disk is full': errno.ENOSPC, 'No space left': errno.ENOSPC, 'PytorchStreamWriter': errno.ENOSPC,
+                 'inline_container': errno.ENOSPC, 'requested and': errno.ENOSPC, 'readonly database': errno.EROFS,
+                 'Read-only file system': errno.EROFS, 'unable to open database': errno.EROFS}
+_NOTHING = 1 << 20   # bytes free on a disk that is full for whoever writes weights
 
 
 def _sync(path: Path) -> None:
@@ -39,10 +44,11 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     os.close(fd)
     part = Path(name)
     try:
-        yield part
-        _sync(part)
-        os.replace(part, path)
-        _sync(path.parent)
+        with disk_named(path, 'what was there before is as it was'):
+            yield part
+            _sync(part)
+            os.replace(part, path)
+            _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -66,8 +72,9 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
     part.chmod(0o777 & ~_umask())
     try:
-        yield part
-        move_into_place(part, path, overwrite=overwrite)
+        with disk_named(path, 'what was there before is as it was'):
+            yield part
+            move_into_place(part, path, overwrite=overwrite)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -247,27 +254,43 @@ def locked(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
         pt.tqdm.write(f'waiting for another process, which is working in {folder}')
         lock.acquire()
     try:
-        with _disk_named(folder):
+        with disk_named(folder, 'what is finished is kept there, and the same call goes on'):
             yield
     finally:
         lock.release()
 
 
-@contextmanager
-def _disk_named(folder: Path, then: str = 'what is finished is kept there, the same call goes on') -> Iterator[None]:
-    """Errors of a disk name the directory and the remedy: what the system says has neither."""
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno)
-        if remedy is None or isinstance(error, DiskError):
-            raise
-        raise DiskError(error.errno, f'{os.strerror(error.errno)}, while working in {folder}: {remedy}; {then}',
-                        error.filename) from error
-
-
 class DiskError(OSError):
     """A disk is full or cannot be written."""
+
+
+@contextmanager
+def disk_named(place: Path, then: str) -> Iterator[None]:
+    """Errors of a disk name the place and the remedy: what the system and the libraries say has neither.
+
+    Raises:
+        DiskError: The disk was full or read-only, whatever the library that wrote made of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _disk_errno(error, place)
+        if number is None:
+            raise
+        raise DiskError(number, f'{os.strerror(number)}, while writing {place}: {_REMEDIES[number]}; {then}') from error
+
+
+def _disk_errno(error: Exception, place: Path) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _REMEDIES else None
+    found = next((number for words, number in _OF_LIBRARIES.items() if words in str(error)), None)
+    return found if found != errno.ENOSPC or _is_full(place) else None
+
+
+def _is_full(place: Path) -> bool:
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free < _NOTHING
 
 
 @contextmanager
@@ -278,7 +301,7 @@ def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
     """
     if path is None:
         with tempfile.TemporaryDirectory(prefix='tasb-') as folder, \
-                _disk_named(Path(folder), 'work_dir= may be a directory with more room'):
+                disk_named(Path(folder), 'work_dir= may be a directory with more room'):
             yield Path(folder)
     elif int(os.environ.get('RANK', 0)):
         yield Path(path)

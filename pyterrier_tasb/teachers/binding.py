@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
+from .._files import atomic_dir, disk_named
 from ..pairs.checks import first
 from ..sampling import BatchPlan
 from ..texts import TextStore
@@ -60,14 +61,26 @@ class CachedScorer(pt.Transformer):
         self._cache: pt.Transformer | None = None
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """What the scorer makes of `inp`, computed or found."""
+        """What the scorer makes of `inp`, computed or found; rows that it does not score are left out."""
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
-        if self._cache is None:
-            from pyterrier_caching import ScorerCache
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._cache = ScorerCache(str(self.path), FiniteScores(self.scorer))
+        key = ['query', 'docno']
+        with disk_named(self.path, 'the scores so far are kept, and the same call goes on'):
+            scored = self._ask(inp.drop_duplicates(key))   # queries of equal text are one to the cache
+        scores = scored.set_index(key)['score'].reindex(pd.MultiIndex.from_frame(inp[key])).to_numpy()
+        return pt.model.add_ranks(inp.assign(score=scores)[~np.isnan(scores)])
+
+    def _ask(self, inp: pd.DataFrame) -> pd.DataFrame:
+        from pyterrier_caching import ScorerCache
         try:
+            if not self.path.exists():
+                with atomic_dir(self.path) as part:
+                    part.rmdir()
+                    ScorerCache(str(part)).close()
+            if self._cache is None:
+                self._cache = ScorerCache(str(self.path), FiniteScores(self.scorer))
             return self._cache(inp)
+        except sqlite3.OperationalError:   # the disk, or another process
+            raise
         except sqlite3.DatabaseError as error:
             raise ValueError(f'{self.path}, the cache of teacher scores, is damaged ({error}): delete it and run '
                              'the same call again') from error
