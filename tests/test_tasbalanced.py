@@ -7,7 +7,8 @@ import pytest
 import torch
 from ir_measures import RR, nDCG
 
-from pyterrier_tasb import TasBalanced, Training
+from pyterrier_tasb import LateInteraction, TasBalanced, TextStore, Training
+from pyterrier_tasb.encoding import encoder, token_store, tokenise
 from pyterrier_tasb.training.dual import dual_loss
 
 FAST = Training(steps=6, batch_size=8, learning_rate=1e-3, clusters=4, log_every=2, eval_every=3)
@@ -109,6 +110,46 @@ def test_fit_from_topics_with_a_miner_and_a_corpus(tiny_bert_dir, toy_topics, to
     tasb = TasBalanced(tiny_bert_dir, negatives=miner, corpus=corpus, pairwise_teacher=teacher, training=FAST)
     tasb.fit(toy_topics, toy_qrels, toy_topics, toy_qrels)
     assert tasb.record['pairs']
+
+
+def test_one_token_store_serves_training_validation_teachers_and_the_index(
+        tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus, tmp_path, monkeypatch):
+    def fitted(corpus, name):
+        teacher = LateInteraction(tiny_bert_dir, doc_max_length=200, query_max_length=30, amp='off')
+        tasb = TasBalanced(tiny_bert_dir, negatives=pt.Transformer.from_df(toy_results.drop(columns='text')),
+                           corpus=corpus, in_batch_teacher=teacher, amp='off',
+                           training=FAST.replace(pairwise_loss='ranknet'))
+        return tasb.fit(toy_topics, toy_qrels, toy_topics, toy_qrels, work_dir=tmp_path / name)
+    texts = {doc['docno']: doc['text'] for doc in toy_corpus}
+    expected = fitted(pt.apply.generic(lambda res: res.assign(text=res['docno'].map(texts)),
+                                       required_columns=['docno']), 'loader')
+    tokenised = []
+
+    def counting(tokenizer, some, max_length):
+        tokenised.extend(some)
+        return tokenise(tokenizer, some, max_length)
+    for module in (token_store, encoder):
+        monkeypatch.setattr(module, 'tokenise', counting)
+    store = TextStore.build(tmp_path / 'texts', reversed(texts.items()))
+    tasb = fitted(store, 'store')
+    index = tasb.index(store, tmp_path / 'index')
+    assert sorted(text for text in tokenised if text in texts.values()) == sorted(texts.values())   # each of them once
+    assert len(list(store.path.glob('tokens-*'))) == 1 and not (tmp_path / 'store' / 'docs').exists()
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(tasb.model.state_dict()[name], value)
+    assert tasb.record['history'] == expected.record['history']
+    np.testing.assert_allclose(np.array(index.payload()[1])[::-1], tasb.encode_docs(list(texts.values())), atol=1e-5)
+
+
+def test_texts_of_the_corpus_that_changed_are_noticed(tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus,
+                                                      tmp_path):
+    def fit(corpus, **options):
+        TasBalanced(tiny_bert_dir, negatives=pt.Transformer.from_df(toy_results), corpus=corpus,
+                    training=FAST).fit(toy_topics, toy_qrels, work_dir=tmp_path / 'work', **options)
+    fit(TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus)))
+    other = TextStore.build(tmp_path / 'other', ((doc['docno'], doc['text'] + ' rose') for doc in toy_corpus))
+    with pytest.raises(ValueError, match='docs .*there'):
+        fit(other, resume=True)
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny_bert_dir, toy_results, toy_qrels, no_global_rng_change):

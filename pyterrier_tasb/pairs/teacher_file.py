@@ -207,7 +207,7 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
         margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
     if not np.isfinite(margin).all():
         _find_bad_line(file, number, block)
-    if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _has_leading_zeros(block):
+    if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _is_spelt_oddly(block):
         _find_bad_line(file, number, block)
         raise _NotNumbersError
     rows = np.empty(len(frame), dtype=_ROW)
@@ -215,8 +215,10 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
     return rows
 
 
-def _has_leading_zeros(block: bytes) -> bool:
-    return any(b'%c0%d' % (space, digit) in block for space in b'\t ' for digit in range(10))
+def _is_spelt_oddly(block: bytes) -> bool:
+    """Whether a number may be written otherwise than `str` would: 007 or +7."""
+    odd = (b'+', *(b'0%d' % digit for digit in range(10)))
+    return any(b'%c%b' % (space, start) in block for space in b'\t ' for start in odd)
 
 
 def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:

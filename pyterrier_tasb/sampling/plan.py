@@ -10,6 +10,7 @@ from .._files import fingerprint
 from .bins import bin_offsets
 from .clusters import QueryClusters
 
+_TRIES = 100   # draws of a cluster before those that a batch has already are left out
 SAMPLINGS = ('tas-balanced', 'tas', 'random')
 
 
@@ -101,8 +102,8 @@ class BatchPlan:
                              f'{self.n_queries}')
         sizes = self.clusters.sizes
         self._drawable = np.flatnonzero(sizes)
-        weight = sizes[self._drawable].astype(np.float64) ** self.size_power
-        self._cumulative = np.cumsum(weight / weight.sum())
+        self._weight = self.size_power * np.log(sizes[self._drawable])   # a logarithm: no power of a size overflows
+        self._cumulative = _cumulative(self._weight)
         return int(sizes.sum())
 
     def __getitem__(self, step: int) -> Batch:
@@ -121,10 +122,7 @@ class BatchPlan:
         quota = self.batch_size // self.clusters_per_batch
         queries, clusters, seen, missing = [], [], set(), self.batch_size
         while missing:
-            at = min(int(np.searchsorted(self._cumulative, rng.random(), side='right')), len(self._drawable) - 1)
-            cluster = int(self._drawable[at])
-            if cluster in seen:
-                continue
+            cluster = self._unseen_cluster(rng, seen)
             seen.add(cluster)
             members = self.clusters.members(cluster)
             # equal shares first; the last cluster, and any after it, gives what the batch still lacks
@@ -138,6 +136,15 @@ class BatchPlan:
                 clusters.append(cluster_of)
                 break
         return np.concatenate(queries).astype(np.int64), np.concatenate(clusters)
+
+    def _unseen_cluster(self, rng: np.random.Generator, seen: set[int]) -> int:
+        for _ in range(_TRIES):
+            cluster = int(self._drawable[_drawn(rng, self._cumulative)])
+            if cluster not in seen:
+                return cluster
+        # those seen have nearly all of the weight: draw among the others, which is the same distribution
+        left = np.flatnonzero(~np.isin(self._drawable, list(seen)))
+        return int(self._drawable[left[_drawn(rng, _cumulative(self._weight[left]))]])
 
     def _rest(self, rng: np.random.Generator, drawn: np.ndarray, missing: int) -> tuple[np.ndarray, np.ndarray]:
         left = np.setdiff1d(np.flatnonzero(self.clusters.assignment >= 0), drawn)
@@ -164,6 +171,16 @@ class BatchPlan:
 
     def __repr__(self) -> str:
         return f'BatchPlan({self.sampling!r}, batch_size={self.batch_size}, seed={self.seed})'
+
+
+def _cumulative(log_weight: np.ndarray) -> np.ndarray:
+    """float64[n], ascending to 1: sums of the weights' shares."""
+    weight = np.exp(log_weight - log_weight.max())
+    return np.cumsum(weight / weight.sum())
+
+
+def _drawn(rng: np.random.Generator, cumulative: np.ndarray) -> int:
+    return min(int(np.searchsorted(cumulative, rng.random(), side='right')), len(cumulative) - 1)
 
 
 def _below(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:

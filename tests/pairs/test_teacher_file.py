@@ -79,7 +79,7 @@ def test_ids_come_back_as_they_are_written(tmp_path, ids):
 
 
 @pytest.mark.parametrize('column', [2, 4])
-@pytest.mark.parametrize('odd', ['x1', '007', '5.0', '99999999999'])
+@pytest.mark.parametrize('odd', ['x1', '007', '+7', '5.0', '99999999999'])
 def test_one_odd_id_late_in_the_file_changes_no_other(tmp_path, monkeypatch, column, odd):
     monkeypatch.setattr(teacher_file, '_BLOCK', 2000)
     lines = [list(line) for line in some_lines()]

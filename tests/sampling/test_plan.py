@@ -77,7 +77,7 @@ def test_the_global_random_state_is_left_alone_and_unused(pairs, clusters, no_gl
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 6),
-       st.integers(0, 10**6), st.sampled_from(['tas-balanced', 'tas', 'random']), st.sampled_from([0.0, .5, 1.0]))
+       st.integers(0, 10**6), st.sampled_from(['tas-balanced', 'tas', 'random']), st.sampled_from([0.0, .5, 1.0, 500.0]))
 def test_every_batch_is_whole_and_has_no_query_twice(sizes, batch_size, per_batch, step, sampling, size_power):
     sizes = [*sizes, 1]
     batch_size = min(batch_size, sum(sizes))
@@ -113,8 +113,10 @@ def test_queries_without_a_cluster_are_never_drawn():
     assert {query for step in range(20) for query in plan[step].query.tolist()} == {0, 2, 3, 5}
 
 
+@pytest.mark.parametrize('tries', [0, 100], ids=['among those left', 'again until new'])
 @pytest.mark.parametrize('size_power', [0.0, .5, 1.0])
-def test_clusters_are_drawn_by_size_to_the_power(pairs, clusters, size_power):
+def test_clusters_are_drawn_by_size_to_the_power(pairs, clusters, size_power, tries, monkeypatch):
+    monkeypatch.setattr('pyterrier_tasb.sampling.plan._TRIES', tries)
     plan = BatchPlan(pairs, clusters, batch_size=3, size_power=size_power, seed=11)
     counts = np.bincount([plan[step].cluster[0] for step in range(3000)], minlength=len(SIZES))
     weight = np.array(SIZES) ** size_power
