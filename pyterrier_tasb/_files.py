@@ -1,4 +1,5 @@
 """Files that appear whole or not at all, fingerprints of what made them, and directories that one run owns."""
+import ctypes
 import errno
 import glob
 import hashlib
@@ -7,7 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
@@ -24,6 +25,8 @@ _REMEDIES = {errno.ENOSPC: 'make room', errno.EDQUOT: 'make room', errno.EFBIG: 
 _OF_LIBRARIES = {'disk is full': errno.ENOSPC, 'No space left': errno.ENOSPC, 'PytorchStreamWriter': errno.ENOSPC,
                  'inline_container': errno.ENOSPC, 'requested and': errno.ENOSPC, 'readonly database': errno.EROFS,
                  'Read-only file system': errno.EROFS, 'unable to open database': errno.EROFS}
+_NEW, _OLD = '.tmp', '.old'   # of directories on their way in and out
+_HERE, _SWAP = -100, 2   # AT_FDCWD, RENAME_EXCHANGE
 _NOTHING = 1 << 20   # bytes free on a disk that is full for whoever writes weights
 
 
@@ -65,11 +68,12 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         FileExistsError: `path` exists and `overwrite` is False.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f'{path} already exists')
+    path = path.resolve() if path.is_symlink() else path   # what a link points to is replaced, not the link
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
+    if path.exists() and not overwrite:
+        raise FileExistsError(f'{path} already exists')
+    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix=_NEW, dir=path.parent))
     part.chmod(0o777 & ~_umask())
     try:
         with disk_named(path, 'what was there before is as it was'):
@@ -80,18 +84,41 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
 
 
 def move_into_place(part: Path, path: Path, *, overwrite: bool = False) -> None:
-    """Rename a directory that is whole, its files safely on disk; with `overwrite`, in the place of what is there."""
+    """Rename a directory that is whole, its files safely on disk; with `overwrite`, in the place of what is there.
+
+    What is there is replaced at once where the system can do that, so that there is never nothing at `path`.
+    """
     for file in part.rglob('*'):
         _sync(file)
     if overwrite and path.exists():
-        _remove_leftovers(path)
-        old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix='.tmp', dir=path.parent))
-        os.replace(path, old / path.name)
-        os.replace(part, path)
-        shutil.rmtree(old)
+        if _exchange(part, path):
+            _remove(part)
+        else:
+            old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix=_OLD, dir=path.parent))
+            os.replace(path, old / path.name)
+            try:
+                os.replace(part, path)
+            except BaseException:
+                os.replace(old / path.name, path)
+                raise
+            finally:
+                _remove(old)
     else:
         os.replace(part, path)
     _sync(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step; False where the system cannot."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return not swap(_HERE, os.fsencode(one.absolute()), _HERE, os.fsencode(other), _SWAP)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _owner() -> str:
@@ -99,11 +126,14 @@ def _owner() -> str:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes of this machine that were killed left beside `path`."""
-    for left in path.parent.glob(f'.{glob.escape(path.name)}.{socket.gethostname()}-*.tmp'):
+    """Remove what processes of this machine that were killed left beside `path`, and put back what they took away."""
+    for left in path.parent.glob(f'.{glob.escape(path.name)}.{socket.gethostname()}-*'):
         pid = left.name.removeprefix(f'.{path.name}.{socket.gethostname()}-').partition('.')[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
+        if left.suffix not in (_NEW, _OLD) or not pid.isdigit() or _is_alive(int(pid)):
+            continue
+        if left.suffix == _OLD and not path.exists() and (left / path.name).exists():
+            os.replace(left / path.name, path)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -128,12 +158,19 @@ def write_json(path: str | os.PathLike, value: Any) -> None:  # noqa: ANN401
         part.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n', encoding='utf-8')
 
 
-def read_json(path: str | os.PathLike) -> Any:  # noqa: ANN401
-    """Read a JSON file; a damaged one is a `ValueError` that names it."""
+def read_json(path: str | os.PathLike, kind: type = dict, needs: Iterable[str] = ()) -> Any:  # noqa: ANN401
+    """Read a JSON file; one that is damaged, no `kind` or lacks what it `needs` is a `ValueError` that names it."""
     try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is damaged ({error}); delete it and run the same call again') from error
+    if not isinstance(value, kind):
+        raise ValueError(f'{path} is damaged (a {type(value).__name__}, not a {kind.__name__}); delete it and run the '
+                         'same call again')
+    missing = [name for name in needs if name not in value]
+    if missing:
+        raise ValueError(f'{path} is damaged (no {", ".join(missing)}); delete it and run the same call again')
+    return value
 
 
 def write_at(file: RawIOBase, at: int, array: np.ndarray) -> None:
@@ -293,6 +330,16 @@ def _is_full(place: Path) -> bool:
     return shutil.disk_usage(place).free < _NOTHING
 
 
+def world_size() -> int:
+    """Processes of this distributed run; 1 where there is none."""
+    return int(os.environ.get('WORLD_SIZE') or 1)
+
+
+def rank() -> int:
+    """The number of this process in a distributed run; 0 where there is none, whatever was left in the environment."""
+    return int(os.environ.get('RANK') or 0) if world_size() > 1 else 0
+
+
 @contextmanager
 def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
     """The directory of a run, locked; a temporary one where `path` is None.
@@ -303,7 +350,7 @@ def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix='tasb-') as folder, \
                 disk_named(Path(folder), 'work_dir= may be a directory with more room'):
             yield Path(folder)
-    elif int(os.environ.get('RANK', 0)):
+    elif rank():
         yield Path(path)
     else:
         with locked(path):

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from ._files import claim, fingerprint, read_json, write_json
+from ._files import claim, fingerprint, rank, read_json, world_size, write_json
 from .collection import TextLoader
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
@@ -52,16 +53,17 @@ class Fit:
         student: Who learns.
         folder: The work directory.
         resume: Whether products and checkpoints of an earlier call may be there.
+        kept: Whether the work directory is there after the call, for messages.
     """
 
-    def __init__(self, student: TasBalanced, folder: Path, *, resume: bool) -> None:
+    def __init__(self, student: TasBalanced, folder: Path, *, resume: bool, kept: bool = True) -> None:
         check_trains(student.amp, student.encoder.device)
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
         self.micro_batch_tokens = student.training.micro_batch_tokens
         self.validation: str | None = None   # a fingerprint of the validation data
-        self.base_name = resume and student._unfinished or student.model_name
-        self.weights_before = weights_fingerprint(student.encoder)
+        self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
+        self.base_name, self.base_weights = resume and student._unfinished or (student.model_name, self.weights_before)
         self.report: dict[str, Any] = {
             'base_model': self.base_name, 'training': self.training.to_dict(),
             'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
@@ -75,14 +77,56 @@ class Fit:
         if pairs is not None:
             return self._given_pairs(topics_or_res, pairs)
         student, training = self.student, self.training
+        found = (self.folder / 'pairs').exists()   # whole, by an earlier call
         examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
                            teacher=self._pairwise_teacher(), text_field=student.text_field,
                            scores_needed=self._scores_needed,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
                            claim=self._claim)
         self.report['dropped'] = examples.dropped
+        if found and self._scores_needed and student.pairwise_teacher is not None:
+            self._check_pairwise_teacher(examples)
         self._check_size(examples.pairs)
         return examples
+
+    def _check_pairwise_teacher(self, examples: Examples) -> None:
+        """Score a few of the pairs that were found once more: teachers of one name need not be one teacher.
+
+        Raises:
+            ValueError: They get other margins.
+        """
+        pairs = examples.pairs
+        some = np.unique(np.linspace(0, len(pairs) - 1, 8).astype(int))
+        query = np.searchsorted(pairs.indptr, some, side='right') - 1
+        scores = []
+        for docs in (pairs.pos[some], pairs.neg[some]):
+            frame = pd.DataFrame({
+                'qid': [f'{i}' for i in some], 'query': examples.queries.take(query),
+                'docno': [str(pairs.docnos[int(doc)]) for doc in docs],
+                self.student.text_field: examples.docs.take(docs)})
+            scored = self.student.pairwise_teacher(frame).set_index('qid')['score']
+            scores.append(scored.reindex(frame['qid']).to_numpy(dtype=float))
+        theirs, ours = np.asarray(pairs.margin[some], dtype=float), scores[0] - scores[1]
+        if not np.allclose(ours, theirs, rtol=.05, atol=.05 * (np.std(theirs) + 1e-6)):   # precisions may differ
+            raise ValueError(f'{self.folder} holds pairs that another teacher scored: margins {theirs[:3].round(3)} '
+                             f'there, {ours[:3].round(3)} by {self._teacher_name()} now. Use another work_dir, or '
+                             'delete it')
+
+    def _check_in_batch_teacher(self, batches: TrainingBatches) -> None:
+        """Compare the scores of the first batch with those that an earlier call had.
+
+        Raises:
+            ValueError: They are others.
+        """
+        path, scores = self.folder / 'in-batch-teacher.json', batches[0].in_batch.numpy()
+        if not path.exists():
+            write_json(path, [scores[:, 0].tolist(), float(scores.std())])
+            return
+        first, sd = read_json(path, list)
+        if not np.allclose(scores[:, 0], first, rtol=.02, atol=.05 * (sd + 1e-6)):   # precisions may differ
+            raise ValueError(f'{self.folder} is the work of another in-batch teacher: scores '
+                             f'{np.round(first[:3], 3)} there, {scores[:3, 0].round(3)} by '
+                             f'{self.report["in_batch_teacher"]} now. Use another work_dir, or delete it')
 
     def _teacher_name(self) -> str:
         if not self._scores_needed:
@@ -100,7 +144,7 @@ class Fit:
     @property
     def _n_batches(self) -> int:
         """Batches that the run draws, on all processes together."""
-        return self.training.steps * self.training.accumulation * int(os.environ.get('WORLD_SIZE', 1))
+        return self.training.steps * self.training.accumulation * world_size()
 
     @property
     def _scores_needed(self) -> bool:
@@ -171,8 +215,7 @@ class Fit:
         corpus = None if student.corpus is None else text_loader(student.corpus, student.text_field)
         texts = corpus.texts if isinstance(corpus, TextLoader) else None
         if texts is None or student.text_field in candidates.columns:
-            candidates = source.with_text(candidates)
-            source.report('validation')
+            candidates = source.texts_of(candidates)
         self.validation = fingerprint(
             frame_fingerprint(candidates, ('qid', 'query', 'docno', student.text_field)),
             frame_fingerprint(qrels, ('qid', 'docno', 'label')), None if texts is None else texts.fingerprint)
@@ -239,6 +282,8 @@ class Fit:
                                             self.folder / 'teacher-vectors', plan, self._n_batches)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
+        if teacher is not None:
+            self._check_in_batch_teacher(batches)
         if training.positive_bonus:
             batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
         batches.transform = transform_of(self._calibration(batches), training.positive_bonus)
@@ -253,7 +298,7 @@ class Fit:
             untrained = student_scores(lambda batch: self._vectors(self.student.encoder, batch))
             write_json(path, calibrate(batches, untrained, n_batches=min(8, self._n_batches),
                                        factor=self.training.teacher_scale).to_dict())
-        calibration = Calibration.from_dict(read_json(path))
+        calibration = Calibration.from_dict(read_json(path, needs=[field.name for field in fields(Calibration)]))
         self.report['calibration'] = calibration.to_dict()
         if self._scores_needed:
             pt.tqdm.write(f'{self.student!r}: {calibration}')
@@ -264,13 +309,22 @@ class Fit:
     def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
-        self.student._unfinished = self.base_name
+        self.student._unfinished = self.base_name, self.base_weights
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
-                       desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp)
+                       desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp, kept=self.kept)
         self.student._unfinished = None
-        return {**self.report, **record.to_dict(), 'seconds': round(time.perf_counter() - self.started, 1),
-                'hardware': hardware(), 'versions': versions()}
+        return {**self.report, **record.to_dict(), 'seconds': self.count_seconds(), 'hardware': hardware(),
+                'versions': versions()}
+
+    def count_seconds(self) -> float:
+        """Seconds of this call and of those that it goes on with; kept in the work directory."""
+        path = self.folder / 'seconds.json'
+        before = read_json(path, needs=['seconds'])['seconds'] if path.exists() else 0.0
+        now, self.started = time.perf_counter() - self.started, time.perf_counter()
+        if rank() == 0:
+            write_json(path, {'seconds': round(before + now, 1)})
+        return round(before + now, 1)
 
     def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
         limit = self.micro_batch_tokens
@@ -308,6 +362,7 @@ class Fit:
     def _claim(self, data: dict[str, Any]) -> None:
         """Mark the work directory as this run's, or refuse one that is another's."""
         student = self.student
-        ours = {**data, 'student': self.base_name, 'lengths': list(student.max_length),
+        ours = {**data, 'student': self.base_name, 'weights': self.base_weights, 'amp': student.amp,
+                'lengths': list(student.max_length),
                 **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
         claim(self.folder, 'work', ours)

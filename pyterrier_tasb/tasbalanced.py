@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.query_max_length = self.encoder.query_max_length
         self.doc_max_length = self.encoder.doc_max_length
         self.record: dict[str, Any] | None = None
-        self._unfinished: str | None = None   # the name under which an interrupted fit began
+        self._learning_in: int | None = None   # the thread that is training the weights
+        self._unfinished: tuple[str, str] | None = None   # name and weights with which an interrupted fit began
 
     def _view_for_encoding(self) -> Encoder:
         return self.encoder.view(amp='off') if self.amp == 'auto' and has_bf16(self.device) else self.encoder
@@ -153,13 +155,20 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """float32[N, D] vectors of passages; a text that occurs twice is encoded once."""
         return self._encode_distinct(texts, 'doc')
 
+    def _check_at_rest(self) -> None:
+        if self._learning_in not in (None, threading.get_ident()):
+            raise RuntimeError(f'{self!r} is being trained in another thread: wait for it, or encode with a copy() '
+                               'that was made before')
+
     def _encode(self, texts: Iterable[str], side: str, batch_size: int) -> torch.Tensor:
+        self._check_at_rest()
         tokens = self.encoder.tokenise(list(texts), side)
         chunks = [tokens.take(np.arange(i, min(i + batch_size, len(tokens))))
                   for i in range(0, max(len(tokens), 1), batch_size)]
         return torch.cat([self._encoding(chunk) for chunk in chunks])
 
     def _encode_distinct(self, texts: Iterable[str], side: str) -> np.ndarray:
+        self._check_at_rest()
         rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
         return self._encoding.encode(self._encoding.tokenise(list(distinct), side))[rows]
 
@@ -197,15 +206,20 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         from .fitting import Fit
         from .training.state import main_process_first
         with work_directory(work_dir) as folder:
-            fit = Fit(self, folder, resume=resume)
+            fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
             with main_process_first(self.device):
                 pool = fit.validation_pool(topics_or_res_va, qrels_va)             # when to stop
                 examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)         # what to learn from
                 clusters = fit.clusters(examples)                                  # topics, once
                 batches = fit.batches(examples, clusters)                          # what is in a batch, whom to imitate
+            self._learning_in = threading.get_ident()
             try:
                 self.record = fit.train(batches, pool)                             # how weights move
+            except BaseException:
+                fit.count_seconds()
+                raise
             finally:
+                self._learning_in = None
                 self.model_name = fit.identity()
         return self
 
@@ -292,6 +306,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 comes twice, or `tokens` are of other texts.
         """
         from .indexing import build_index
+        self._check_at_rest()
         encoder, docs = self.encoder, corpus
         if tokens is not None:
             self._check_tokens(tokens, corpus)
@@ -351,7 +366,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def copy(self) -> TasBalanced:
         """An encoder with weights of its own: keep one to compare before and after a fit."""
         other = copy.copy(self)
-        other.encoder = copy.deepcopy(self.encoder)
+        other.encoder, other._learning_in = copy.deepcopy(self.encoder), None
         other._encoding = other._view_for_encoding()
         return other
 

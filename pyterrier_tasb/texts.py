@@ -90,7 +90,7 @@ class TextStore:
         self.path = Path(path)
         if not (self.path / 'meta.json').exists():
             raise ValueError(f'{self.path} is no text store: TextStore.build(path, (id, text) pairs) makes one')
-        self.fingerprint = read_json(self.path / 'meta.json')['fingerprint']
+        self.fingerprint = read_json(self.path / 'meta.json', needs=['fingerprint'])['fingerprint']
         check_unharmed(self.path, _fingerprint(self.path), self.fingerprint)
         self.ids = StringArray(self.path / 'ids')
         self._texts = StringArray(self.path / 'texts')

@@ -1,4 +1,6 @@
 """`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
+import threading
+
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -188,6 +190,96 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_bert_dir, toy_results
     assert resumed.model_name == whole.model_name
     for a, b in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def _scorer(factor):
+    """Teachers of one name that are not one teacher."""
+    return pt.apply.doc_score(lambda row: factor * len(set(row['query'].split()) & set(row['text'].split()))
+                              + len(row['text']) / 100)
+
+
+@pytest.mark.parametrize('role, message', [('pairwise_teacher', 'pairs that another teacher scored: margins'),
+                                           ('in_batch_teacher', 'work of another in-batch teacher: scores')])
+def test_another_teacher_of_the_same_name_is_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path, role, message):
+    def fit(factor, **options):
+        tasb = TasBalanced(tiny_bert_dir, training=FAST, **{role: _scorer(factor)})
+        return tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', **options)
+    assert repr(_scorer(1)).partition(' at ')[0] == repr(_scorer(2)).partition(' at ')[0]
+    fit(1)
+    fit(1, resume=True)
+    with pytest.raises(ValueError, match=message):
+        fit(2, resume=True)
+
+
+def test_other_weights_and_another_precision_are_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    def fit(tasb, **options):
+        return tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', **options)
+    fit(TasBalanced(tiny_bert_dir, training=FAST, amp='off'))
+    with pytest.raises(ValueError, match="amp .'off' there, 'bf16' now"):
+        fit(TasBalanced(tiny_bert_dir, training=FAST, amp='bf16'), resume=True)
+    other = TasBalanced(tiny_bert_dir, training=FAST, amp='off')
+    with torch.no_grad():
+        next(other.model.parameters())[0, 0] += 1
+    with pytest.raises(ValueError, match='weights .* there'):
+        fit(other, resume=True)
+
+
+def test_a_corpus_that_changed_under_its_docnos_is_noticed(tiny_bert_dir, toy_topics, toy_results, toy_qrels,
+                                                           toy_corpus, tmp_path):
+    texts = {doc['docno']: doc['text'] for doc in toy_corpus}
+
+    def fit(**options):
+        loader = pt.apply.generic(lambda res: res.assign(text=res['docno'].map(texts)), required_columns=['docno'])
+        TasBalanced(tiny_bert_dir, negatives=pt.Transformer.from_df(toy_results.drop(columns='text')), corpus=loader,
+                    training=FAST).fit(toy_topics, toy_qrels, work_dir=tmp_path / 'work', **options)
+    fit()
+    fit(resume=True)
+    texts = {docno: text + ' rose' for docno, text in texts.items()}
+    with pytest.raises(ValueError, match=r'other texts than corpus= .* looked at, first'):
+        fit(resume=True)
+
+
+def test_what_was_dropped_and_how_long_it_took_is_known_after_resuming(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    toy_results.loc[::50, 'text'] = ''
+
+    def fit(**options):
+        tasb = TasBalanced(tiny_bert_dir, training=FAST)
+        return tasb.fit(toy_results, toy_qrels, work_dir=tmp_path, **options).record
+    with pytest.warns(UserWarning, match='15 candidates without text'):
+        first = fit()
+    with pytest.warns(UserWarning, match='15 candidates without text'):
+        again = fit(resume=True)
+    assert first['dropped'] == again['dropped'] == {'candidates without text': 15, **first['dropped']}
+    assert again['seconds'] > first['seconds']
+
+
+def test_nothing_is_encoded_with_weights_that_another_thread_trains(tiny_bert_dir, toy_results, toy_qrels, toy_topics,
+                                                                    toy_corpus, tmp_path):
+    alone = TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels)
+    tasb, outcomes = TasBalanced(tiny_bert_dir, training=FAST), []
+    before = tasb.copy()
+    expected = before.encode_queries(['rose'])
+
+    def elsewhere():
+        for call in (lambda: tasb(toy_topics), lambda: tasb.index(toy_corpus, tmp_path / 'index'),
+                     lambda: tasb.encode_docs_torch(['rose'])):
+            with pytest.raises(RuntimeError, match='is being trained in another thread'):
+                call()
+        np.testing.assert_array_equal(before.encode_queries(['rose']), expected)
+        outcomes.append('refused')
+
+    class Elsewhere(pt.Transformer):
+        def transform(self, inp):
+            if tasb._learning_in is not None and not outcomes:
+                thread = threading.Thread(target=elsewhere)
+                thread.start()
+                thread.join()
+            return inp.assign(score=inp['text'].str.len().astype(float))
+    tasb.in_batch_teacher = Elsewhere()
+    tasb.training = FAST.replace(in_batch_weight=1e-9)
+    tasb.fit(toy_results, toy_qrels)
+    assert outcomes == ['refused'] and tasb.encode_queries(['rose']).shape == (1, 32)
+    assert alone.encode_queries(['rose']).shape == (1, 32)
 
 
 def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .._files import fingerprint
+from .._files import fingerprint, read_json, write_json
 from ..collection import TextLoader
 from ..texts import TextRows, TextStore
 from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, name_of
@@ -75,7 +76,7 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
                'results': frame_fingerprint(results, ('qid', 'docno', 'score', text_field)),
                'negatives': name_of(negatives), 'pairwise_teacher': name_of(teacher)})
     source = CandidateSource(qrels, results=results, negatives=negatives, corpus=corpus, teacher=teacher,
-                             text_field=text_field, scores_needed=scores_needed)
+                             text_field=text_field, scores_needed=scores_needed, counts=folder / 'dropped.json')
     options = dict(max_pairs_per_query=max_pairs_per_query, seed=seed)
     path = folder / 'pairs'
     if (path / 'pt_meta.json').exists():
@@ -141,23 +142,41 @@ class CandidateSource(pt.Transformer):
         teacher: Scores (query, text); None takes the incoming score.
         text_field: Column of the passages' text.
         scores_needed: False where no loss reads a score; absent ones are then 0.
+        counts: A file that keeps what was dropped, for a call that goes on; None keeps it in memory.
     """
 
     def __init__(self, qrels: pd.DataFrame, *, results: pd.DataFrame | None = None,
                  negatives: pt.Transformer | None = None, corpus: Any = None,  # noqa: ANN401
-                 teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True) -> None:
+                 teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True,
+                 counts: Path | None = None) -> None:
         self.qrels, self.results, self.negatives, self.corpus = qrels, results, negatives, corpus
         self.teacher, self.text_field, self.scores_needed = teacher, text_field, scores_needed
         self._loader = None if corpus is None else text_loader(corpus, text_field)
         self._positives = qrels[qrels['label'] > 0][['qid', 'docno']]
-        self.dropped: dict[str, int] = {}
+        self.counts, self._counted = counts, {}   # by the first query of a call: one that is repeated counts once
+        if counts is not None and counts.exists():
+            self._counted = read_json(counts)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """What could not be used so far, with counts."""
+        total = Counter()
+        for some in self._counted.values():
+            total.update(some)
+        return dict(total)
 
     def transform(self, topics: pd.DataFrame) -> pd.DataFrame:
         """Candidates of `topics` (qid, query), with `text_field` and `score`."""
         pt.validate.query_frame(topics, extra_columns=['query'], context=self)
+        self._now: dict[str, int] = {}
         found = self.candidates(topics)
         found = self.with_text(pd.concat([found, self._missing_positives(topics, found)], ignore_index=True))
-        return self._with_scores(found)
+        found = self._with_scores(found)
+        if len(topics):
+            self._counted[topics['qid'].iloc[0]] = self._now
+            if self.counts is not None:
+                write_json(self.counts, self._counted)
+        return found
 
     def candidates(self, topics: pd.DataFrame) -> pd.DataFrame:
         """Candidates as they come, before positives, texts and the teacher's scores are added."""
@@ -182,6 +201,14 @@ class CandidateSource(pt.Transformer):
                     len(missing))
         return missing.iloc[:0]
 
+    def texts_of(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Validation candidates with text; what has none is dropped with a warning."""
+        self._now = {}
+        found = self.with_text(found)
+        self._counted['validation'] = self._now
+        self.report('validation')
+        return found
+
     def with_text(self, found: pd.DataFrame) -> pd.DataFrame:
         """Candidates with the text that they lack, as far as the corpus has it; those without are dropped."""
         if self.text_field not in found.columns:
@@ -192,7 +219,7 @@ class CandidateSource(pt.Transformer):
             texts = found[self.text_field].astype(object)
             texts[without] = found.loc[without, 'docno'].map(loaded)
             found = found.assign(**{self.text_field: texts})
-        lacking = _is_blank(found[self.text_field])
+        lacking = is_blank(found[self.text_field])
         self._count('candidates without text', int(lacking.sum()))
         return found[~lacking].reset_index(drop=True)
 
@@ -210,7 +237,7 @@ class CandidateSource(pt.Transformer):
 
     def _count(self, what: str, n: int) -> None:
         if n:
-            self.dropped[what] = self.dropped.get(what, 0) + n
+            self._now[what] = self._now.get(what, 0) + n
 
     def report(self, what: str = 'training') -> None:
         """Warn once of what was dropped from `what` data, with counts."""
@@ -223,7 +250,8 @@ class CandidateSource(pt.Transformer):
         return f'CandidateSource({source}, teacher={self.teacher!r})'
 
 
-def _is_blank(texts: pd.Series) -> pd.Series:
+def is_blank(texts: pd.Series) -> pd.Series:
+    """Which texts are missing, or white space."""
     return texts.isna() | (texts.astype(str).str.strip() == '')
 
 
@@ -257,7 +285,7 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
     """
     known: dict[str, str] = {}
     if results is not None and text_field in results.columns:
-        rows = results[~_is_blank(results[text_field])]
+        rows = results[~is_blank(results[text_field])]
         known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(str), strict=True))
     loader = None if corpus is None else text_loader(corpus, text_field)
     if isinstance(loader, TextLoader) and not known:
@@ -270,7 +298,28 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
             loaded = fetch_texts(loader, absent, text_field) if absent and loader is not None else {}
             _found(np.array([docno in known or docno in loaded for docno in docnos]) - 1, docnos)
             yield from ((docno, known[docno] if docno in known else loaded[docno]) for docno in docnos)
-    return _store(path, items(), pairs.docnos)
+    store = _store(path, items(), pairs.docnos)
+    if loader is not None:
+        _check_unchanged(store, [docno for docno in _some(store.ids) if docno not in known], loader, text_field)
+    return store
+
+
+def _some(ids: Any, n: int = 50) -> list[str]:  # noqa: ANN401
+    """At most `n` of them, from beginning to end."""
+    return [ids[int(row)] for row in np.unique(np.linspace(0, len(ids) - 1, n).astype(int))]
+
+
+def _check_unchanged(store: TextStore, docnos: list[str], loader: pt.Transformer, text_field: str) -> None:
+    """Compare some texts with those of the corpus: a work directory may have been made of an earlier one.
+
+    Raises:
+        ValueError: One has changed.
+    """
+    loaded = fetch_texts(loader, docnos, text_field) if docnos else {}
+    changed = [docno for docno, row in zip(docnos, store.index_of(docnos)) if loaded.get(docno) != store[row]]
+    if changed:
+        raise ValueError(f'{store.path} holds other texts than corpus= ({len(changed)} of {len(docnos)} looked at, '
+                         f'first: {changed[:5]}): use another work_dir, or delete it')
 
 
 def _found(rows: np.ndarray, docnos: Any) -> np.ndarray:  # noqa: ANN401

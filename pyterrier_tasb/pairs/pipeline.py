@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_file, claim, fingerprint, locked
+from .._files import LOCK, atomic_file, claim, fingerprint, locked
 from .checks import check_distinct, check_qrels, check_scores, check_topics_or_results, name_of
 from .results import check_pairs, from_frame, pairs_frame
 from .store import ScoredPairs
@@ -43,8 +43,11 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         if not (path / 'run.json').exists():
             raise ValueError(f'{path} exists and was not made by from_pipeline: give another path')
         claim(path, 'pairs', ours)
-        shutil.rmtree(folder, ignore_errors=True)
+        if (folder / 'run.json').exists():   # of a call that was killed at its end
+            shutil.rmtree(folder)
         return ScoredPairs(path)
+    if folder.exists() and not (folder / 'run.json').exists() and set(os.listdir(folder)) - {LOCK}:
+        raise ValueError(f'{folder}, where unfinished chunks would go, holds other files: give another path')
     with locked(folder):
         claim(folder, 'chunks', ours)
         parts = []

@@ -36,7 +36,7 @@ class ScoredPairs(pt.Artifact):
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
                              'from_teacher_file(…) or from_docpairs(…) makes them')
-        self.fingerprint: str = read_json(folder / 'pt_meta.json')['fingerprint']
+        self.fingerprint: str = read_json(folder / 'pt_meta.json', needs=['fingerprint'])['fingerprint']
         check_unharmed(folder, _fingerprint(folder), self.fingerprint)
         self.qids: Sequence[str] = StringArray(folder / 'qids')
         self.docnos: Sequence[str] = StringArray(folder / 'docnos')

@@ -13,9 +13,10 @@ import pyterrier as pt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from .._files import claim
+from .._files import claim, fingerprint
 from ..encoding.precision import check_trains
-from ..pairs.examples import Examples, prepare
+from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first
+from ..pairs.examples import Examples, frame_fingerprint, is_blank, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from ..training.trainer import train
@@ -28,23 +29,24 @@ if TYPE_CHECKING:
 def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: pd.DataFrame,
                   validation: pd.DataFrame | None, validation_qrels: pd.DataFrame | None,
                   negatives: pt.Transformer | None, corpus: Any, folder: Path,  # noqa: ANN401
-                  resume: bool) -> dict[str, Any]:
+                  resume: bool, kept: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
     check_trains(teacher.amp, teacher.device)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
-    name = resume and teacher._unfinished or teacher.model_name
-    validate = _validation(teacher, validation, validation_qrels, training.measure)
+    name, weights = resume and teacher._unfinished or (teacher.model_name, teacher.weights_fingerprint)
+    validate, of_validation = _validation(teacher, validation, validation_qrels, training.measure)
     examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus, text_field=teacher.text_field,
                        scores_needed=False, max_pairs_per_query=training.max_pairs_per_query, seed=training.seed,
                        context=teacher, claim=lambda data: claim(folder, 'work', {
-                           **data, 'teacher': name, **training.to_dict()}))
+                           **data, 'validation': of_validation, 'teacher': name, 'weights': weights,
+                           'amp': teacher.amp, **training.to_dict()}))
     batches = LabelledBatches(teacher, examples, BatchPlan(
         examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed), folder)
-    teacher._unfinished = name
+    teacher._unfinished = name, weights
     try:
         record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
                        training, output_dir=folder / 'checkpoints', device=teacher.device, validate=validate,
-                       resume=resume, desc='LateInteraction', amp=teacher.amp)
+                       resume=resume, desc='LateInteraction', amp=teacher.amp, kept=kept)
     finally:
         teacher.weights_changed()
     teacher._unfinished = None
@@ -101,15 +103,26 @@ def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
 
 
 def _validation(teacher: LateInteraction, results: pd.DataFrame | None, qrels: pd.DataFrame | None,
-                measure: str) -> Callable[[], dict[str, float]] | None:
+                measure: str) -> tuple[Callable[[], dict[str, float]] | None, str | None]:
+    """What validates, and a fingerprint of its data."""
     if (results is None) != (qrels is None):
         raise ValueError('validation needs both results and qrels, or neither')
     if results is None:
-        return None
-    parsed = ir_measures.parse_measure(measure)
+        return None, None
+    qrels = check_qrels(qrels, 'validation', teacher)
+    topics, results = check_topics_or_results(results, 'validation', teacher.text_field, context=teacher)
+    if results is None:
+        raise ValueError('validation was given topics without candidates: give results with text')
+    check_overlap(topics, qrels, 'validation')
     pt.validate.result_frame(results, extra_columns=['query', teacher.text_field], context=teacher)
+    blank = is_blank(results[teacher.text_field])
+    if blank.any():
+        raise ValueError(f'{int(blank.sum())} of {len(results)} validation results have no text (docnos '
+                         f'{first(results.loc[blank, "docno"])}): load it, or drop them')
+    parsed = ir_measures.parse_measure(measure)
 
     def validate() -> dict[str, float]:
         teacher.weights_changed()   # vectors of earlier weights are worth nothing
         return pt.Evaluate(teacher(results), qrels, metrics=[parsed])
-    return validate
+    return validate, fingerprint(frame_fingerprint(results, ('qid', 'query', 'docno', teacher.text_field)),
+                                 frame_fingerprint(qrels, ('qid', 'docno', 'label')))

@@ -22,7 +22,7 @@ from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert
 from .maxsim import maxsim
-from .vectors import TokenVectors
+from .vectors import TokenVectors, in_half
 
 _CHUNK = 512   # texts encoded at a time
 _Ragged = tuple[torch.Tensor, torch.Tensor]   # token vectors [T, D], lengths [N]
@@ -100,7 +100,7 @@ class LateInteraction(pt.Estimator):
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
         self.module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
         self._cache = _VectorCache(cache_bytes)
-        self._unfinished: str | None = None   # the name under which an interrupted fit began
+        self._unfinished: tuple[str, str] | None = None   # name and weights with which an interrupted fit began
         self.record: dict[str, Any] | None = None
 
     # ---- scoring -----------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ class LateInteraction(pt.Estimator):
         for start in range(0, len(missing), _CHUNK):
             some = missing[start:start + _CHUNK]
             vectors, lengths = self._encode(tokens(some))
-            parts = vectors.half().cpu().split(lengths.tolist())
+            parts = in_half(vectors).split(lengths.tolist())
             fresh = {key: part.clone() for key, part in zip(some, parts, strict=True)}
             self._cache.add(fresh)
             found |= fresh
@@ -227,7 +227,7 @@ class LateInteraction(pt.Estimator):
         from .label_training import fit_on_labels
         with work_directory(work_dir) as folder:
             self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
-                                        folder, resume)
+                                        folder, resume, work_dir is not None)
         return self
 
     def weights_changed(self) -> None:

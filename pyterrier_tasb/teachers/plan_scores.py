@@ -26,6 +26,7 @@ from ..texts import TextStore
 from .binding import bind_in_batch_teacher
 
 _SCORES, _STATE = 'scores.f2', 'state.json'
+_KEY = ('plan', 'teacher', 'batch_size', 'first', 'last')   # what the scores depend on
 _SAVE_EVERY = 64   # steps between two saves: what an interruption loses
 
 
@@ -50,7 +51,7 @@ class TeacherScores(pt.Artifact):
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no whole teacher scores: TeacherScores.build(path, teacher, plan, …) '
                              'makes them, or goes on where it was interrupted')
-        meta = read_json(folder / 'pt_meta.json')
+        meta = read_json(folder / 'pt_meta.json', needs=_KEY + ('fingerprint',))
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
         self.batch_size, self.teacher = meta['batch_size'], meta['teacher']
         self._scores = _map(folder, (self.last - self.first, self.batch_size, 2 * self.batch_size))
@@ -157,7 +158,7 @@ def _map(folder: Path, shape: tuple[int, int, int]) -> np.ndarray:
 
 def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None:  # noqa: ANN401
     """Append batch by batch, from the last one that was saved on."""
-    first, last, state = key['first'], key['last'], read_json(path / _STATE)
+    first, last, state = key['first'], key['last'], read_json(path / _STATE, needs=['done', 'checksum'])
     start, checksum = state['done'], state['checksum']
     with open(path / _SCORES, 'r+b') as out:
         if _checksum(out, (start - first) * 4 * plan.batch_size ** 2) != checksum:

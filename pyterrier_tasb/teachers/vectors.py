@@ -39,7 +39,7 @@ class TokenVectors:
             try:
                 with atomic_dir(self.path) as part:
                     _sparse(part / _VECTORS, 2 * shape[0] * dim)   # takes room as it fills
-                    _sparse(part / _CHECKS, 4 * len(self.lengths))
+                    np.zeros(len(self.lengths), dtype=np.uint32).tofile(part / _CHECKS)
                     write_json(part / 'meta.json', {'key': key, 'shape': list(shape)})
             except OSError:
                 if not self.path.exists():   # another process may have made it meanwhile
@@ -66,11 +66,10 @@ class TokenVectors:
 
     def fill(self, rows: np.ndarray) -> None:
         """Compute what is not there yet, or not as it was written."""
-        missing = [row for row in np.unique(rows) if self._checks[row] != _check(self._of(row))]
-        missing = np.array(missing, dtype=np.int64)
+        missing = np.array([row for row in np.unique(rows) if not self._has(row)], dtype=np.int64)
         if not len(missing):
             return
-        found = self.encode(missing).half().cpu().numpy()
+        found = in_half(self.encode(missing)).numpy()
         # written by calls, which a full disk refuses; a store into the map would end the process
         with open(self.path / _VECTORS, 'r+b', buffering=0) as vectors, \
                 open(self.path / _CHECKS, 'r+b', buffering=0) as checks:
@@ -80,8 +79,26 @@ class TokenVectors:
                 write_at(vectors, self.offsets[row] * found.shape[1] * 2, some)
                 write_at(checks, 4 * row, np.array([_check(some)], dtype=np.uint32))
 
+    def _has(self, row: int) -> bool:
+        # a row that is not there is not looked at: on some disks a look into a hole takes room
+        return bool(self._checks[row]) and self._checks[row] == _check(self._of(row))
+
     def _of(self, row: int) -> np.ndarray:
         return self._vectors[self.offsets[row]:self.offsets[row + 1]]
+
+
+def in_half(vectors: torch.Tensor) -> torch.Tensor:
+    """float16 on the CPU.
+
+    Raises:
+        ValueError: A number is beyond half precision, or none.
+    """
+    half = vectors.half().cpu()
+    if not torch.isfinite(half).all():
+        most = vectors.float().abs().max().item()
+        raise ValueError(f'the teacher\'s token vectors have numbers up to {most:.3g}, and half precision holds 65504: '
+                         'take normalize=True, or compute them anew each time (cache_bytes=0, no cache_dir)')
+    return half
 
 
 def _sparse(file: Path, size: int) -> None:

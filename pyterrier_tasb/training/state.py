@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .._files import world_size
+
 
 @contextmanager
 def untouched_global_state() -> Iterator[None]:
@@ -29,7 +31,7 @@ def untouched_global_state() -> Iterator[None]:
 @contextmanager
 def main_process_first(device: torch.device) -> Iterator[None]:
     """In a distributed run, the first process does the work of the block while the others wait; they find it done."""
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+    if world_size() == 1:
         yield
         return
     from accelerate import PartialState

@@ -15,20 +15,21 @@ from typing import Any, Protocol
 import ir_measures
 import pyterrier as pt
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Sampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
-from .._files import fingerprint, read_json, write_json
+from .._files import atomic_dir, fingerprint, rank, read_json, write_json
 from ..encoding.precision import check_trains
 from .config import Training
 from .state import untouched_global_state
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 SaveMemory = Callable[[Any], bool]
-_COMPLETE = 'complete.json'
+_COMPLETE, _START, _WEIGHTS = 'complete.json', 'start', 'model.safetensors'
+_FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.json'])   # of every checkpoint
 _EXPLODED = 1000.0   # times the largest loss that was logged
 
 
@@ -215,9 +216,10 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         os.makedirs(output_dir, exist_ok=True)
-        state_dict = state_dict if state_dict is not None else self.model.state_dict()
-        save_file({name: value.contiguous() for name, value in state_dict.items()},
-                  os.path.join(output_dir, 'model.safetensors'), metadata={'format': 'pt'})
+        _write_weights(self.model, Path(output_dir))
+
+    def _load_best_model(self) -> None:
+        """Nothing: :func:`_keep_best` loads what it has verified."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Nothing: no step depends on a generator's state."""
@@ -246,33 +248,94 @@ def _sha256(file: Path) -> str:
             else hashlib.sha256(stream.read()).hexdigest()
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, files: frozenset[str] = _FILES) -> bool:
+    """Whether a directory has what `complete.json` says, and at least `files`."""
     try:
         sums = read_json(folder / _COMPLETE)
-        return all(_sha256(folder / name) == digest for name, digest in sums.items())
+        return files <= set(sums) and all(_sha256(folder / name) == digest for name, digest in sums.items())
     except (OSError, ValueError):
         return False
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unharmed; None when there is none."""
-    folders = sorted(output_dir.glob('checkpoint-*'), key=_number)
-    for folder in reversed(folders):
-        if _is_whole(folder):
+    """The newest checkpoint to go on from: it and the best one that it remembers are whole. None without one."""
+    for folder in sorted(_checkpoints(output_dir), key=_number, reverse=True):
+        best = _best(folder) if _is_whole(folder) else None
+        if best is not None and (best == folder or _is_whole(best)):
             return folder
-        warnings.warn(f'{folder} is incomplete or damaged and is passed over', stacklevel=2)
+        warnings.warn(f'{folder if best is None else best} is incomplete or damaged and is passed over', stacklevel=2)
     return None
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    return [folder for folder in output_dir.glob('checkpoint-*') if _number(folder) >= 0]
+
+
+def _best(checkpoint: Path) -> Path:
+    """The checkpoint of the best step until then, itself where no validation says otherwise."""
+    step = read_json(checkpoint / 'trainer_state.json').get('best_global_step')
+    return checkpoint.with_name(f'checkpoint-{step}') if step else checkpoint
 
 
 def _remove_unusable(output_dir: Path, newest: Path | None) -> None:
     """Remove damaged checkpoints beyond the newest whole one: the oldest of too many is dropped, by number."""
-    for folder in output_dir.glob('checkpoint-*'):
+    for folder in _checkpoints(output_dir):
         if newest is None or _number(folder) > _number(newest):
             shutil.rmtree(folder)
 
 
 def _number(folder: Path) -> int:
-    return int(folder.name.rpartition('-')[2])
+    number = folder.name.rpartition('-')[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _begin(module: torch.nn.Module, output_dir: Path, *, resume: bool) -> None:
+    """Keep the weights that training starts from; a run that was interrupted before its first checkpoint takes them.
+
+    Raises:
+        ValueError: What was kept is damaged.
+    """
+    folder = output_dir / _START
+    if resume and folder.exists():
+        if not _is_whole(folder, frozenset([_WEIGHTS])):
+            raise ValueError(f'{folder}, the weights that training began with, is damaged: delete {output_dir}, load '
+                             'the model again and run the same call')
+        _read_weights(module, folder)
+    elif rank() == 0:
+        with atomic_dir(folder, overwrite=True) as part:
+            _write_weights(module, part)
+            write_json(part / _COMPLETE, {_WEIGHTS: _sha256(part / _WEIGHTS)})
+
+
+def _write_weights(module: torch.nn.Module, folder: Path) -> None:
+    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / _WEIGHTS,
+              metadata={'format': 'pt'})
+
+
+def _read_weights(module: torch.nn.Module, folder: Path) -> None:
+    module.load_state_dict(load_file(folder / _WEIGHTS))
+
+
+def _going_on(output_dir: Path) -> str:
+    newest = newest_checkpoint(output_dir)
+    return (f'the newest checkpoint is {newest or "none yet"}: the same call with resume=True goes on from '
+            f'{"it" if newest else "the weights that this one began with"}')
+
+
+def _keep_best(trainer: _Trainer, module: torch.nn.Module) -> None:
+    """Put the weights of the best validation in place.
+
+    Raises:
+        ValueError: Their checkpoint is damaged.
+    """
+    step, output_dir = trainer.state.best_global_step, Path(trainer.args.output_dir)
+    if trainer.validate is None or not step:
+        return
+    folder = output_dir / f'checkpoint-{step}'
+    if not _is_whole(folder):
+        raise ValueError(f'{folder}, the checkpoint with the best weights, is damaged: the same call with resume=True '
+                         'trains again from the last one before it that is whole')
+    _read_weights(module, folder)
 
 
 def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool, *,
@@ -298,21 +361,21 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
 def _callbacks(training: Training, has_validation: bool, progress: _Progress) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [progress]
     if has_validation and training.patience is not None:
-        callbacks.append(_Patience(training))
+        callbacks.append(_Patience(training, str(ir_measures.parse_measure(training.measure))))
     return callbacks
 
 
-class _Patience(EarlyStoppingCallback):
-    """Early stopping that never stops before `patience_from`."""
+class _Patience(TrainerCallback):
+    """Early stopping, by the log alone, so that a resumed run stops where an uninterrupted one does."""
 
-    def __init__(self, training: Training) -> None:
-        super().__init__(early_stopping_patience=training.patience)
-        self.patience_from = training.patience_from
+    def __init__(self, training: Training, measure: str) -> None:
+        self.training, self.measure = training, f'eval_{measure}'
 
-    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
-        super().on_evaluate(args, state, control, metrics, **kwargs)
-        if state.global_step < self.patience_from:
-            control.should_training_stop = False
+    def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        values = [entry[self.measure] for entry in state.log_history if self.measure in entry]
+        waited = len(values) - 1 - values.index(max(values))
+        if waited >= self.training.patience and state.global_step >= self.training.patience_from:
+            control.should_training_stop = True
 
 
 @contextmanager
@@ -328,7 +391,7 @@ def _quiet() -> Iterator[None]:
 def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Training, *, output_dir: str | os.PathLike,
           device: torch.device, validate: Callable[[], dict[str, float]] | None = None, resume: bool = False,
           desc: str = 'Training', extra_callbacks: tuple[TrainerCallback, ...] = (),
-          save_memory: SaveMemory | None = None, amp: str = 'off') -> TrainingRecord:
+          save_memory: SaveMemory | None = None, amp: str = 'off', kept: bool = True) -> TrainingRecord:
     """Train `module` in place.
 
     Args:
@@ -346,23 +409,27 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         save_memory: Called with the batch for which the GPU's memory was too small; True when `loss` will now take
             less, and the step is done again.
         amp: The precision in which `module` computes; 'fp16' has its losses scaled, as its gradients would vanish.
+        kept: Whether `output_dir` is there after the call, for messages.
 
     Returns:
         The record of the run; `module` holds the best weights and is in evaluation mode, also after an exception.
 
     Raises:
-        NotFiniteError: The loss or the weights are NaN or infinite, or the loss is a thousand times what it was.
+        NotFiniteError: The loss or the weights are NaN or infinite, or the loss is a thousand times what it was;
+            `module` then has the weights of the newest checkpoint, or those that it began with.
         ValueError: There are checkpoints, and `resume` is False; or `amp` is 'fp16' and `device` no GPU.
     """
     output_dir = Path(output_dir)
     check_trains(amp, device)
-    if not resume and any(output_dir.glob('checkpoint-*')):
+    if not resume and _checkpoints(output_dir):
         raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another '
                          'work_dir')
     checkpoint = newest_checkpoint(output_dir) if resume else None
-    if int(os.environ.get('RANK', 0)) == 0:
+    if rank() == 0:
         _remove_unusable(output_dir, checkpoint)
-    start = read_json(checkpoint / 'trainer_state.json')['global_step'] if checkpoint else 0
+    if checkpoint is None:
+        _begin(module, output_dir, resume=resume)
+    start = _number(checkpoint) if checkpoint else 0
     progress = _Progress(desc)
     with untouched_global_state(), _quiet():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
@@ -376,10 +443,14 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                           f'{_describe(batches[trainer.first_batch]) if start < training.steps else ""}')
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            _keep_best(trainer, module)
         except KeyboardInterrupt:
+            then = _going_on(output_dir) if kept else 'with work_dir= the call could be gone on with'
             pt.tqdm.write(f'{desc}: interrupted at step {trainer.state.global_step}; the weights of that step are in '
-                          f'place, the newest checkpoint is {newest_checkpoint(output_dir) or "none yet"}: the same '
-                          'call with resume=True goes on from it')
+                          f'place, {then}')
+            raise
+        except NotFiniteError:
+            _read_weights(module, newest_checkpoint(output_dir) or output_dir / _START)
             raise
         finally:
             progress.close()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pyterrier_tasb import QueryClusters, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
-from pyterrier_tasb._files import atomic_dir, atomic_file, locked, write_json
+from pyterrier_tasb._files import atomic_dir, atomic_file, locked, work_directory, write_json
 from pyterrier_tasb.encoding import TokenStore
 from pyterrier_tasb.sampling import BatchPlan
 from pyterrier_tasb.teachers.vectors import TokenVectors
@@ -144,7 +144,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(tmp_path):
     process.start()
     name, left = ours.recv()
     process.join()
-    assert name == 'OSError' and left == []
+    assert name == 'DiskError' and left == []
 
 
 def test_a_place_where_nothing_can_be_written_is_an_error(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
@@ -164,6 +164,53 @@ def test_a_write_that_fails_keeps_what_was_there(tmp_path):
         (part / 'half').touch()
         1 / 0
     assert [path.name for path in tmp_path.iterdir()] == ['file'] and (tmp_path / 'file').read_text() == '1\n'
+
+
+@pytest.mark.parametrize('swaps', [True, False], ids=['swapped', 'renamed'])
+def test_there_is_always_the_old_or_the_new(tmp_path, swaps):
+    """A process that is killed while it replaces a directory, at any of its renames."""
+    code = (f'import os, sys; from pyterrier_tasb import _files\n'
+            f'if not {swaps}: _files._exchange = lambda one, other: False\n'
+            'replace, n = os.replace, [int(sys.argv[2])]\n'
+            'def killing(*args):\n'
+            '    n[0] -= 1\n'
+            '    os.kill(os.getpid(), 9) if not n[0] else replace(*args)\n'
+            'os.replace = killing\n'
+            'with _files.atomic_dir(sys.argv[1], overwrite=True) as part:\n    (part / "new").touch()\n')
+    for number in (1, 2, 3):
+        path = tmp_path / str(number) / 'it'
+        path.mkdir(parents=True)
+        (path / 'old').touch()
+        subprocess.run([sys.executable, '-c', code, str(path), str(number)], check=False)
+        with pytest.raises(FileExistsError), atomic_dir(path):   # whoever comes next puts back what was taken away
+            pass
+        assert [file.name for file in path.iterdir()] in (['old'], ['new'])
+        assert [left.name for left in path.parent.iterdir()] == ['it']
+
+
+def test_an_exception_between_renames_puts_the_old_back(tmp_path, monkeypatch):
+    monkeypatch.setattr('pyterrier_tasb._files._exchange', lambda one, other: False)
+    (tmp_path / 'it').mkdir()
+    (tmp_path / 'it' / 'old').touch()
+    replace, calls = os.replace, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(*args)
+    monkeypatch.setattr(os, 'replace', interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_dir(tmp_path / 'it', overwrite=True) as part:
+        (part / 'new').touch()
+    assert [path.name for path in tmp_path.rglob('*')] == ['it', 'old']
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to('real')
+    with atomic_dir(tmp_path / 'link', overwrite=True) as part:
+        (part / 'new').touch()
+    assert (tmp_path / 'link').is_symlink() and [path.name for path in (tmp_path / 'real').iterdir()] == ['new']
 
 
 def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
@@ -193,6 +240,12 @@ def test_a_second_process_in_one_work_directory_is_refused(tiny_bert_dir, toy_re
         other.kill()
         other.wait()
         TasBalanced(tiny_bert_dir, training=TRAINING).fit(toy_results, toy_qrels, work_dir=work)   # its lock died
+
+
+def test_a_number_left_in_the_environment_is_no_distributed_run(tmp_path, monkeypatch):
+    monkeypatch.setenv('RANK', '1')
+    with work_directory(tmp_path), pytest.raises(ValueError, match='another process'), work_directory(tmp_path):
+        pass
 
 
 def test_a_lock_is_released_after_an_exception(tmp_path):

@@ -77,7 +77,8 @@ def test_the_global_random_state_is_left_alone_and_unused(pairs, clusters, no_gl
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 40), st.integers(1, 6),
-       st.integers(0, 10**6), st.sampled_from(['tas-balanced', 'tas', 'random']), st.sampled_from([0.0, .5, 1.0, 500.0]))
+       st.integers(0, 10**6), st.sampled_from(['tas-balanced', 'tas', 'random']),
+       st.sampled_from([0.0, .5, 1.0, 500.0]))
 def test_every_batch_is_whole_and_has_no_query_twice(sizes, batch_size, per_batch, step, sampling, size_power):
     sizes = [*sizes, 1]
     batch_size = min(batch_size, sum(sizes))

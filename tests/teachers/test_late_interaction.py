@@ -350,3 +350,37 @@ def test_validation_needs_results_and_qrels(teacher, toy_results, toy_qrels, lon
     validation[lone] = None
     with pytest.raises(ValueError, match='both results and qrels'):
         teacher.fit(toy_results, toy_qrels, *validation)
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda results, qrels: (results, qrels.assign(qid='x' + qrels['qid'])), 'has a positive'),
+    (lambda results, qrels: (results, qrels.drop(columns='label')), 'label'),
+    (lambda results, qrels: (results.assign(text=None), qrels), 'have no text'),
+    (lambda results, qrels: (pd.concat([results, results.iloc[:2]]), qrels), 'repeat a'),
+    (lambda results, qrels: (results[['qid', 'query']].drop_duplicates(), qrels), 'topics without candidates'),
+])
+def test_bad_validation_data_is_refused_before_training(teacher, toy_results, toy_qrels, spoil, message):
+    before = teacher.weights_fingerprint
+    with pytest.raises((ValueError, KeyError), match=message):
+        teacher.fit(toy_results, toy_qrels, *spoil(toy_results, toy_qrels))
+    assert teacher.weights_fingerprint == before
+
+
+def test_whole_numbers_are_good_ids_of_validation(teacher, toy_results, toy_qrels):
+    ids = [frame.assign(qid=frame['qid'].str[1:].astype(int)) for frame in (toy_results, toy_qrels)]
+    teacher.fit(toy_results, toy_qrels, *ids)
+    assert any(0 < entry.get('nDCG@10', 0) < 1 for entry in teacher.record['history'])
+
+
+def test_vectors_beyond_half_precision_are_refused_where_they_are_kept(tiny_bert_dir, stores, tmp_path):
+    rows = np.array([0, 1]), np.array([0, 1])
+    for options in (dict(), dict(cache_dir=tmp_path / 'vectors'), dict(cache_bytes=0)):
+        teacher = teacher_of(tiny_bert_dir, normalize=False, **options)
+        with torch.no_grad():
+            last = teacher.module.encoder.model.encoder.layer[-1].output.LayerNorm
+            last.weight.mul_(1e6)
+        if options == dict(cache_bytes=0):
+            assert torch.isfinite(teacher.bind(*stores)(*rows)).all()
+        else:
+            with pytest.raises(ValueError, match='half precision holds 65504'):
+                teacher.bind(*stores)(*rows)

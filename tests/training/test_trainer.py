@@ -223,6 +223,35 @@ def test_half_precision_scales_small_losses(tmp_path):
     assert all((value != before[name]).any() for name, value in weights(module).items())
 
 
+def test_after_numbers_that_are_none_the_weights_are_those_of_the_checkpoint(tmp_path):
+    def nan(module, batch):
+        loss, parts = squares(module, batch)
+        return loss * (float('nan') if batch.number == at else 1.0), parts
+    for at, kept in ((5, 'checkpoint-4'), (1, 'start')):
+        module = network()
+        with pytest.raises(NotFiniteError):
+            run(tmp_path / kept, loss=nan, module=module)
+        assert equal(weights(module), load_file(tmp_path / kept / kept / 'model.safetensors'))
+
+
+@pytest.mark.parametrize('again', ['the same module', 'a new one'])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again_where_it_began(tmp_path, again):
+    whole, module = run(tmp_path / 'whole'), network()
+    with pytest.raises(StopError):
+        run(tmp_path / 'cut', loss=failing(1), module=module)
+    assert not equal(weights(module), weights(network()))
+    module = module if again == 'the same module' else network()
+    assert equal(weights(run(tmp_path / 'cut', module=module, resume=True)), weights(whole))
+
+
+def test_damaged_weights_of_the_beginning_are_refused(tmp_path):
+    with pytest.raises(StopError):
+        run(tmp_path, loss=failing(1))
+    flip(tmp_path / 'start' / 'model.safetensors')
+    with pytest.raises(ValueError, match='that training began with, is damaged'):
+        run(tmp_path, resume=True)
+
+
 def truncate(file):
     with open(file, 'r+b') as stream:
         stream.truncate(file.stat().st_size // 2)
@@ -254,6 +283,15 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_writes_it_an
         run(folder, loss=failing(7), resume=True)
     assert newest_checkpoint(folder) == folder / 'checkpoint-6'
     assert equal(weights(run(folder, resume=True)), weights(whole))
+
+
+@pytest.mark.parametrize('sums', ['{}', '[]', 'null', '{"model.safetensors": "0"}'])
+def test_a_checkpoint_that_vouches_for_nothing_is_no_checkpoint(tmp_path, sums):
+    run(tmp_path)
+    (tmp_path / 'checkpoint-10' / 'complete.json').write_text(sums)
+    (tmp_path / 'checkpoint-best').mkdir()
+    with pytest.warns(UserWarning, match='checkpoint-10 is incomplete'):
+        assert newest_checkpoint(tmp_path) == tmp_path / 'checkpoint-8'
 
 
 def test_a_run_with_checkpoints_is_not_written_over_without_resume(tmp_path):
@@ -309,6 +347,49 @@ def test_the_best_weights_of_before_an_interruption_are_kept(tmp_path, moved):
     assert (record.steps, record.best_step) == (10, 2) and equal(weights(module), seen.after[2])
 
 
+def test_damaged_best_weights_are_trained_again(tmp_path):
+    module, seen, training = network(), At(), FAST.replace(eval_every=2)
+    with pytest.raises(StopError):
+        train(module, Batches(), failing(7), training, output_dir=tmp_path, device=CPU,
+              validate=Validation(module, [.1, .9, .2]), extra_callbacks=(seen,))
+    flip(tmp_path / 'checkpoint-4' / 'model.safetensors')
+    module = network()
+    with pytest.warns(UserWarning, match='checkpoint-4 is incomplete or damaged'):
+        record = train(module, Batches(), squares, training, output_dir=tmp_path, device=CPU, resume=True,
+                       validate=Validation(module, [.1, .9, .2, .3, .4]))
+    assert (record.steps, record.best_step) == (10, 4) and equal(weights(module), seen.after[4])
+
+
+def test_best_weights_that_are_damaged_meanwhile_are_not_loaded(tmp_path):
+    module = network()
+
+    def validate():
+        if (tmp_path / 'checkpoint-8').exists():
+            flip(tmp_path / 'checkpoint-2' / 'model.safetensors')
+            return {'nDCG@10': .1}
+        return {'nDCG@10': .9 if not (tmp_path / 'checkpoint-2').exists() else .2}
+    with pytest.raises(ValueError, match='checkpoint-2, the checkpoint with the best weights, is damaged'):
+        train(module, Batches(), squares, FAST.replace(eval_every=2), output_dir=tmp_path, device=CPU,
+              validate=validate)
+
+
+@pytest.mark.parametrize('at', [3, 4, 5])
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(tmp_path, at):
+    values, training = [.1, .5, .4, .3, .2, .1, .9, .9, .9, .9], FAST.replace(eval_every=1, patience=4)
+
+    def fit(folder, loss, values, **options):
+        module = network()
+        record = train(module, Batches(), loss, training, output_dir=folder, device=CPU,
+                       validate=Validation(module, values), **options)
+        return weights(module), record.steps, record.best_step
+    whole = fit(tmp_path / 'whole', squares, values)
+    with pytest.raises(StopError):
+        fit(tmp_path / 'cut', failing(at), values)
+    resumed = fit(tmp_path / 'cut', squares, values[at:], resume=True)
+    assert resumed[1:] == whole[1:] and equal(resumed[0], whole[0])
+    assert whole[1:] == (6, 2)
+
+
 def test_validation_sees_the_module_in_evaluation_mode_and_training_goes_on_in_training_mode(tmp_path):
     module, modes = network(dropout=.5), []
     validation = Validation(module, [.1] * 5)
@@ -346,6 +427,13 @@ def test_an_interrupt_says_where_it_was_and_how_to_go_on(tmp_path, capsys, at, s
         run(tmp_path, loss=failing(at, KeyboardInterrupt), desc='Learning')
     said = capsys.readouterr().out
     assert f'Learning: interrupted at step {step}' in said and checkpoint in said and 'resume=True' in said
+
+
+def test_an_interrupt_promises_nothing_where_nothing_is_kept(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, loss=failing(5, KeyboardInterrupt), kept=False)
+    said = capsys.readouterr().out
+    assert 'interrupted at step 5' in said and 'work_dir=' in said and 'checkpoint' not in said
 
 
 @pytest.mark.parametrize('ends', ['well', 'with an error'])
