@@ -60,8 +60,9 @@ class Fit:
         check_trains(student.amp, student.encoder.device)
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
-        self.micro_batch_tokens = student.training.micro_batch_tokens
         self.validation: str | None = None   # a fingerprint of the validation data
+        # [batch, tokens]: the micro-batch was halved there; a call that goes on halves at the same batches
+        self.halvings: list[list[int]] = read_json(self._halvings_file, list) if self._halvings_file.exists() else []
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
         self.base_name, self.base_weights = resume and student._unfinished or (student.model_name, self.weights_before)
         self.report: dict[str, Any] = {
@@ -327,18 +328,27 @@ class Fit:
         return round(before + now, 1)
 
     def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
-        limit = self.micro_batch_tokens
+        limit = self._micro_batch_tokens(batch.step)
         vectors = module(batch.tokens) if limit is None else cached_forward(module, batch.tokens, limit)
         # score = scale × cosine, shared between the two sides so that vectors stay symmetric
         return vectors * self.training.scale ** 0.5 if self.student.encoder.normalize else vectors
 
-    def _halve_micro_batch(self, batch: TrainingBatch) -> bool:
-        """Half the tokens at a time from now on, with the same gradients; False where a text alone is too much."""
+    @property
+    def _halvings_file(self) -> Path:
+        return self.folder / 'halvings.json'
+
+    def _micro_batch_tokens(self, step: int) -> int | None:
+        return min([tokens for number, tokens in self.halvings if number <= step],
+                   default=self.training.micro_batch_tokens)
+
+    def _halve_micro_batch(self, first: int, batch: TrainingBatch) -> bool:
+        """Half the tokens at a time from a batch on, with the same gradients; False where a text alone is too much."""
         lengths = batch.tokens.lengths
-        half = min(self.micro_batch_tokens or int(lengths.sum()), int(lengths.sum())) // 2
+        half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
         if half < lengths.max():
             return False
-        self.micro_batch_tokens = half
+        self.halvings = [*(some for some in self.halvings if some[0] <= first), [first, half]]
+        write_json(self._halvings_file, self.halvings)
         pt.tqdm.write(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
                       f'{half:,} at a time, which gives the same gradients and takes a third longer. '
                       f'Training(micro_batch_tokens={half}) starts with that')

@@ -45,6 +45,14 @@ class Packing:
             made.append((mask.flatten().nonzero()[:, 0], int(lengths.sum()), mask[:, None, None, :]))
         return made
 
+    def on(self, device: torch.device) -> tuple[torch.Tensor, list[tuple[torch.Tensor, int, torch.Tensor]]]:
+        """`bounds` and `groups` on a device: moved once, for all layers."""
+        moved = self.__dict__.setdefault('_moved', {})
+        if device not in moved:
+            moved[device] = self.bounds.to(device), [(slots.to(device), tokens, mask.to(device))
+                                                     for slots, tokens, mask in self.groups]
+        return moved[device]
+
     @cached_property
     def bounds(self) -> torch.Tensor:
         """int32[N + 1], where each text begins, and the end."""
@@ -108,12 +116,12 @@ def _by_runs(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: to
 def _by_groups(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float,
                scale: float | None, reach: int | None) -> torch.Tensor:
     """Padding inside attention only, which is a small part of a model's work: few, large calls."""
-    sizes = [tokens for _, tokens, _ in packing.groups]
+    _, groups = packing.on(query.device)
+    sizes = [tokens for _, tokens, _ in groups]
     pieces = zip(*(x.split(sizes) for x in (query, key, value)))
     outputs = []
-    for (slots, _, mask), qkv in zip(packing.groups, pieces):
+    for (slots, _, mask), qkv in zip(groups, pieces):
         n, length = mask.shape[0], mask.shape[3]
-        slots, mask = slots.to(query.device), mask.to(query.device)
         near = window(length, reach, query.device)
         q, k, v = (x.new_zeros(n * length, *x.shape[1:]).index_copy(0, slots, x).unflatten(0, (n, length))
                    .transpose(1, 2) for x in qkv)
@@ -127,7 +135,7 @@ def _by_groups(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: 
 def _varlen(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float,
             scale: float | None, reach: int | None) -> torch.Tensor:
     """PyTorch's own kernel for texts of various lengths; it has no dropout."""
-    bounds, longest = packing.bounds.to(query.device), int(packing.lengths[-1])
+    (bounds, _), longest = packing.on(query.device), int(packing.lengths[-1])
     reach = -1 if reach is None else reach - 1
     return _import('torch.nn.attention.varlen').varlen_attn(
         query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(reach, reach))
@@ -136,7 +144,7 @@ def _varlen(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: tor
 def _flash(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float,
            scale: float | None, reach: int | None) -> torch.Tensor:
     """The package flash-attn."""
-    bounds, longest = packing.bounds.to(query.device), int(packing.lengths[-1])
+    (bounds, _), longest = packing.on(query.device), int(packing.lengths[-1])
     reach = -1 if reach is None else reach - 1
     return _import('flash_attn').flash_attn_varlen_func(
         query, key, value, bounds, bounds, longest, longest, dropout_p=dropout, softmax_scale=scale,

@@ -11,6 +11,7 @@ import torch
 from ..encoding import Tokens
 from ..sampling import Batch, BatchPlan
 
+_QUERIES = 10_000   # looked at at a time
 BoundTeacher = Callable[[np.ndarray, np.ndarray], torch.Tensor]
 
 
@@ -32,6 +33,7 @@ class TrainingBatch:
         margin: float[B], the pairwise teacher's t⁺ − t⁻.
         in_batch: float[B, 2B], the in-batch teacher's scores against [P⁺ | P⁻], or None.
         qids: The queries' ids.
+        step: The batch's number in its plan.
     """
     tokens: Tokens
     query: torch.Tensor
@@ -40,6 +42,7 @@ class TrainingBatch:
     margin: torch.Tensor
     in_batch: torch.Tensor | None
     qids: tuple[str, ...]
+    step: int = 0
 
     def describe(self) -> str:
         """The first queries, for messages."""
@@ -64,13 +67,21 @@ class JudgedPositives:
     """Which (query row, document row) are judged positives, for arrays at a time."""
 
     def __init__(self, indptr: np.ndarray, pos: np.ndarray, n_docs: int) -> None:
-        query = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
-        self.n_docs = n_docs
-        self.keys = np.unique(query * n_docs + np.asarray(pos, dtype=np.int64))
+        self.n_docs, n_queries = n_docs, len(indptr) - 1
+        parts = []
+        for start in range(0, n_queries, _QUERIES):   # the keys of all pairs would be GBs, those of positives are MBs
+            stop = min(start + _QUERIES, n_queries)
+            query = np.repeat(np.arange(start, stop, dtype=np.int64), np.diff(indptr[start:stop + 1]))
+            parts.append(np.unique(query * n_docs + np.asarray(pos[indptr[start]:indptr[stop]], dtype=np.int64)))
+        self.keys = np.concatenate(parts)
 
     def __call__(self, query: np.ndarray, docs: np.ndarray) -> np.ndarray:
         """bool[B, P]: is docs[j] a judged positive of query[i]."""
-        keys = query[:, None].astype(np.int64) * self.n_docs + docs[None, :].astype(np.int64)
+        return self.pairs(query[:, None], docs[None, :])
+
+    def pairs(self, query: np.ndarray, docs: np.ndarray) -> np.ndarray:
+        """bool, in the arrays' common shape: is the document a judged positive of the query."""
+        keys = query.astype(np.int64) * self.n_docs + docs.astype(np.int64)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
         return self.keys[at] == keys
 
@@ -103,10 +114,16 @@ class TrainingBatches:
         return TrainingBatch(
             tokens=Tokens.concat([self.queries.take(batch.query), self.docs.take(docs)]),
             query=torch.arange(n_queries), pos=rows[:n_queries], neg=rows[n_queries:],
-            margin=torch.from_numpy(np.asarray(batch.margin, dtype=np.float32) * self.transform.pairwise
-                                    + np.float32(self.transform.positive_bonus)),
+            margin=torch.from_numpy(self._margin(batch)),
             in_batch=self._in_batch(batch, docs, where.reshape(-1)),
-            qids=tuple(str(self.qids[int(row)]) for row in batch.query))
+            qids=tuple(str(self.qids[int(row)]) for row in batch.query), step=int(step))
+
+    def _margin(self, batch: Batch) -> np.ndarray:
+        margin = np.asarray(batch.margin, dtype=np.float32) * self.transform.pairwise
+        if not self.transform.positive_bonus:
+            return margin.astype(np.float32)
+        both = self.judged.pairs(batch.query, batch.neg)   # a negative of this pair, a positive of another
+        return (margin + self.transform.positive_bonus * ~both).astype(np.float32)
 
     def _in_batch(self, batch: Batch, docs: np.ndarray, where: np.ndarray) -> torch.Tensor | None:
         if self.teacher is None:

@@ -5,6 +5,8 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+import numpy as np
+
 _CHOICES = {
     'sampling': ('tas-balanced', 'tas', 'random'),
     'pairwise_loss': ('margin-mse', 'ranknet'),
@@ -51,17 +53,19 @@ class Training:
         scale: Factor on the cosine of a student with unit-length vectors; a student without them ignores it.
         positive_bonus: Added to the teacher's score of a judged positive, after scaling; 0 is the paper.
         eval_every: Steps between validations; None means ten in a run.
-        measure: The ir_measures measure that validation watches.
+        measure: The ir_measures measure that validation watches, kept by its own name there: 'RR@10' of 'MRR@10'.
         patience: Validations without gain before training stops; None never stops early.
         patience_from: No early stop before this step.
         save_every: Steps between checkpoints; None saves at every validation, or ten times in a run without one.
         log_every: Steps between entries of the training log.
         micro_batch_tokens: Encode a batch in pieces of at most this many tokens and keep no activations between them
             (gradient caching): slower, exact, and flat in memory. None encodes it in one call.
-        report_to: Trackers of `transformers.Trainer`: 'none', 'tensorboard', 'wandb', 'mlflow', …
+        report_to: A tracker of `transformers.Trainer`: 'none', 'tensorboard', 'wandb', 'mlflow', …, or 'all' that are
+            installed.
 
     Raises:
-        ValueError: A field is out of its range; the message names field, value and range.
+        ValueError: A field is out of its range, or a tracker is not installed; the message names field, value and
+            range.
 
     >>> Training(steps=100).replace(sampling='random').sampling
     'random'
@@ -99,6 +103,9 @@ class Training:
     report_to: str = 'none'
 
     def __post_init__(self) -> None:
+        for field in fields(self):   # plain values, which JSON can hold
+            if isinstance(value := getattr(self, field.name), np.generic):
+                object.__setattr__(self, field.name, value.item())
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'Training({name}={getattr(self, name)!r}): must be one of {", ".join(allowed)}')
@@ -120,7 +127,10 @@ class Training:
             raise ValueError(f'Training(warmup={self.warmup!r}): must be a share of the steps in [0, 1)')
         if self.teacher_scale != 'auto' and self._number('teacher_scale') <= 0:
             raise ValueError(f"Training(teacher_scale={self.teacher_scale!r}): must be 'auto' or above 0")
+        if not isinstance(self.spherical, bool):
+            raise ValueError(f'Training(spherical={self.spherical!r}): must be True or False')
         self._check_measure()
+        self._check_tracker()
 
     def _number(self, name: str) -> float:
         value = getattr(self, name)
@@ -130,10 +140,25 @@ class Training:
 
     def _check_measure(self) -> None:
         import ir_measures
+        if not isinstance(self.measure, str) or not self.measure.strip():
+            raise ValueError(f"Training(measure={self.measure!r}): must be the name of a measure, 'nDCG@10' for example")
         try:
-            ir_measures.parse_measure(self.measure)
-        except (ValueError, NameError, AttributeError) as error:
+            object.__setattr__(self, 'measure', str(ir_measures.parse_measure(self.measure)))
+        except Exception as error:
             raise ValueError(f'Training(measure={self.measure!r}): ir_measures does not know it ({error})') from error
+
+    def _check_tracker(self) -> None:
+        if self.report_to == 'none':
+            return
+        from transformers.integrations import integration_utils
+        known = integration_utils.INTEGRATION_TO_CALLBACK
+        if self.report_to != 'all' and self.report_to not in known:
+            raise ValueError(f'Training(report_to={self.report_to!r}): must be none, all or one of {", ".join(known)}')
+        # that list leaves out flyte always, and azure_ml where mlflow is installed as well
+        installed = {*integration_utils.get_available_reporting_integrations(), 'all', 'flyte', 'azure_ml'}
+        if self.report_to not in installed:
+            raise ValueError(f'Training(report_to={self.report_to!r}): it is not installed, so nothing can be reported '
+                             "to it: install it, or report_to='none'")
 
     @classmethod
     def faithful(cls, **changes: Any) -> Training:  # noqa: ANN401

@@ -27,7 +27,7 @@ from .config import Training
 from .state import untouched_global_state
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-SaveMemory = Callable[[Any], bool]
+SaveMemory = Callable[[int, Any], bool]
 _COMPLETE, _START, _WEIGHTS = 'complete.json', 'start', 'model.safetensors'
 _FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.json'])   # of every checkpoint
 _EXPLODED = 1000.0   # times the largest loss that was logged
@@ -112,6 +112,22 @@ class _Progress(TrainerCallback):
             self.bar.close()
 
 
+class _Guard(TrainerCallback):
+    """Has the trainer look at its losses and gradients before the weights move."""
+
+    def __init__(self, trainer: _Trainer) -> None:
+        self.trainer, clip = trainer, trainer.accelerator.clip_grad_norm_
+
+        def clip_and_remember(*args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+            norm = clip(*args, **kwargs)
+            trainer._norm = float(norm)   # the trainer reads it as well
+            return norm
+        trainer.accelerator.clip_grad_norm_ = clip_and_remember
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        self.trainer.check()
+
+
 class NotFiniteError(ValueError):
     """The loss or the weights became NaN or infinite, or the loss exploded."""
 
@@ -128,10 +144,12 @@ class _Trainer(Trainer):
                          eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
         self.training, self.loss, self.validate, self.save_memory = training, loss, validate, save_memory
+        self.add_callback(_Guard(self))
         self.first_batch = start * training.accumulation * args.world_size
         self._parts: dict[str, torch.Tensor] = {}
         self._n_parts = 0
-        self._latest = ''   # the batch that the weights learnt from last
+        self._pending: list[tuple[torch.Tensor, str]] = []   # losses of this step, and their batches
+        self._norm: float | None = None   # of this step's gradients
         self._largest, self._looked_at = 0.0, 0   # loss in the log, and its entries seen
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
@@ -152,18 +170,19 @@ class _Trainer(Trainer):
     def training_step(self, model: torch.nn.Module, inputs: tuple[int, Any],
                       num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         """A step that starts again with less memory where there was too little."""
-        parts = dict(self._parts), self._n_parts
+        parts, first = (dict(self._parts), self._n_parts), inputs[0] - inputs[0] % self.training.accumulation
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            if self.args.world_size > 1 or self.save_memory is None or not self.save_memory(inputs[1]):
+            if self.args.world_size > 1 or self.save_memory is None or not self.save_memory(first, inputs[1]):
                 raise
             del error   # and what its traceback holds
         # gradients may be half added: those of this step's batches so far are computed again
         model.zero_grad(set_to_none=True)
+        self._pending.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        for number in range(inputs[0] - inputs[0] % self.training.accumulation, inputs[0]):
+        for number in range(first, inputs[0]):
             super().training_step(model, self.train_dataset[number], num_items_in_batch)
         self._parts, self._n_parts = parts   # they are logged once
         return self.training_step(model, inputs, num_items_in_batch)
@@ -172,35 +191,37 @@ class _Trainer(Trainer):
                      num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         step, batch = inputs
         # dropout is a function of (seed, batch), so that a resumed run repeats it without a stored generator
-        torch.manual_seed(int(fingerprint(self.training.seed, step), 16) >> 1)
+        _seed(int(fingerprint(self.training.seed, step), 16) >> 1, self.args.device)
         loss, parts = self.loss(model, batch)
-        self._check(loss.item(), _describe(batch))
+        self._pending.append((loss.detach(), _describe(batch)))
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + value.detach()
         self._n_parts += 1
         return loss
 
-    def _check(self, loss: float, batch: str) -> None:
-        """Stop where going on would make nothing good, and say what the run can go back to."""
-        step, history = self.state.global_step + 1, self.state.log_history
+    def check(self) -> None:
+        """Before the weights move: stop where that would make nothing good, and say what the run can go back to.
+
+        Losses are read here, once a step: reading one between its forward and backward pass would empty a GPU's queue.
+        """
+        pending, self._pending = self._pending, []
+        step, history, norm = self.state.global_step + 1, self.state.log_history, self._norm
         self._largest = max([self._largest, *(entry.get('loss', 0.0) for entry in history[self._looked_at:])])
         self._looked_at = len(history)
-        if not math.isfinite(loss):
-            if not self._weights_are_finite():
-                self._stop(f'the gradients of step {step - 1}{self._latest} made weights NaN or infinite')
-            self._stop(f'the loss is {loss} at step {step}{batch}')
-        if self._largest and loss > _EXPLODED * max(1.0, self._largest):
-            self._stop(f'the loss exploded to {loss:.3g} at step {step}{batch}; until then at most '
-                       f'{self._largest:.3g} was logged')
-        self._latest = batch
+        for loss, (_, batch) in zip(torch.stack([loss for loss, _ in pending]).tolist(), pending):
+            if not math.isfinite(loss):
+                self._stop(f'the loss is {loss} at step {step}{batch}')
+            if self._largest and loss > _EXPLODED * max(1.0, self._largest):
+                self._stop(f'the loss exploded to {loss:.3g} at step {step}{batch}; until then at most '
+                           f'{self._largest:.3g} was logged')
+        # in fp16 such a step is left out, and the next one's losses are scaled less
+        if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._stop(f'the gradients of step {step}{pending[-1][1]} are NaN or infinite, though its loss is not')
 
     def _stop(self, what: str) -> None:
         newest = newest_checkpoint(Path(self.args.output_dir)) or 'none yet'
         raise NotFiniteError(f'{what}; the last checkpoint is {newest}. Lower the learning rate, or look at the '
                              'teacher\'s scores of these queries')
-
-    def _weights_are_finite(self) -> bool:
-        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if 'loss' in logs and self._n_parts:
@@ -228,13 +249,20 @@ class _Trainer(Trainer):
         """Nothing: no step depends on a generator's state."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        if not self._weights_are_finite():
-            self._stop(f'the gradients of step {self.state.global_step}{self._latest} made weights NaN or infinite')
+        if not all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters()):
+            self._stop(f'step {self.state.global_step} made weights NaN or infinite')
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}'
             (folder / _COMPLETE).unlink(missing_ok=True)   # of a damaged checkpoint that was here before
             write_json(folder / _COMPLETE, {file.name: _sha256(file) for file in sorted(folder.iterdir())})
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from; `torch.manual_seed` looks at every kind of device there is."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == 'cuda':
+        torch.cuda.manual_seed(seed)
 
 
 def _describe(batch: Any) -> str:  # noqa: ANN401
@@ -406,8 +434,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         resume: Continue from the newest unharmed checkpoint in `output_dir`, if there is one.
         desc: Label of the progress bar.
         extra_callbacks: Further `transformers.TrainerCallback`s.
-        save_memory: Called with the batch for which the GPU's memory was too small; True when `loss` will now take
-            less, and the step is done again.
+        save_memory: Called with the number of the step's first batch and the batch for which the GPU's memory was too
+            small; True when `loss` will now take less, from that number on, and the step is done again.
         amp: The precision in which `module` computes; 'fp16' has its losses scaled, as its gradients would vanish.
         kept: Whether `output_dir` is there after the call, for messages.
 

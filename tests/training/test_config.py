@@ -1,7 +1,13 @@
 """Every field of `Training` is checked; the schedule never has a rate of 0 while it trains."""
+import json
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
 from pyterrier_tasb import Training
+from pyterrier_tasb.modelcard import _measures
 
 BAD = [
     ('steps', 0), ('steps', 1.5), ('steps', True), ('batch_size', 0), ('accumulation', 0), ('clusters_per_batch', 0),
@@ -12,6 +18,9 @@ BAD = [
     ('positive_bonus', -1), ('seed', -1), ('seed', 1.5), ('seed', 2**63), ('warmup', 1), ('warmup', -.1),
     ('teacher_scale', 0), ('teacher_scale', 'big'), ('sampling', 'topics'), ('pairwise_loss', 'mse'),
     ('in_batch_loss', 'mse'), ('schedule', 'step'), ('measure', 'best@10'), ('patience_from', -1),
+    ('measure', None), ('measure', ''), ('measure', ' '), ('measure', 10), ('measure', 'nDCG@@10'), ('spherical', 'no'),
+    ('spherical', 1), ('spherical', None), ('report_to', 'wandbb'), ('report_to', None), ('report_to', ''),
+    ('batch_size', 8.0), ('steps', np.float64(5)), ('learning_rate', np.float32('nan')), ('seed', True),
 ]
 
 
@@ -19,7 +28,42 @@ BAD = [
 def test_a_field_out_of_range_is_named_with_its_value(field, value):
     with pytest.raises(ValueError, match=field) as error:
         Training(**{field: value})
-    assert repr(value) in str(error.value)
+    assert repr(value.item() if isinstance(value, np.generic) else value) in str(error.value)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones():
+    training = Training(steps=np.int64(5), seed=np.int32(3), learning_rate=np.float32(.5), warmup=np.float64(.25),
+                        clusters=np.uint8(2), teacher_scale=np.float64(2), spherical=np.bool_(True))
+    expected = Training(steps=5, seed=3, learning_rate=.5, warmup=.25, clusters=2, teacher_scale=2.0, spherical=True)
+    assert json.dumps(training.to_dict()) == json.dumps(expected.to_dict())
+
+
+@pytest.mark.parametrize('given, name', [('MRR@10', 'RR@10'), ('nDCG@10', 'nDCG@10'),
+                                         ('nDCG(dcg="exp-log2")@5', "nDCG(dcg='exp-log2')@5")])
+def test_a_measure_is_kept_by_its_own_name(given, name):
+    assert Training(measure=given).measure == Training().replace(measure=given).measure == name
+
+
+@pytest.mark.parametrize('measure', ['MRR@10', 'RR@10'])
+def test_the_card_shows_the_validations(measure):
+    record = {'training': {'measure': measure}, 'history': [{'step': 4, 'RR@10': .25}, {'step': 8, 'RR@10': .5}],
+              'steps': 8, 'seconds': 1.0, 'best_step': 8, 'hardware': 'a CPU', 'versions': {}}
+    rows = [line for line in _measures(record).splitlines() if 'validation' in line]
+    assert rows == ['| validation RR@10, step 4 | 0.2500 |', '| validation RR@10, step 8 | 0.5000 |']
+
+
+def test_a_tracker_must_be_installed(monkeypatch):
+    from transformers.integrations import integration_utils
+    monkeypatch.setattr(integration_utils, 'get_available_reporting_integrations', lambda: ['tensorboard'])
+    assert Training(report_to='tensorboard').report_to == 'tensorboard' and Training(report_to='all').replace(steps=3)
+    with pytest.raises(ValueError, match="report_to='wandb'.: it is not installed"):
+        Training(report_to='wandb')
+
+
+def test_a_configuration_loads_neither_torch_nor_transformers():
+    script = 'import sys; from pyterrier_tasb.training.config import Training; Training(measure="MRR@10"); ' \
+        'sys.exit(bool({"torch", "transformers"} & set(sys.modules)))'
+    assert subprocess.run([sys.executable, '-c', script]).returncode == 0
 
 
 @pytest.mark.parametrize('schedule', ['linear', 'cosine', 'constant'])

@@ -10,13 +10,13 @@ SIZE = 18   # texts of a batch
 
 @pytest.fixture
 def fitted(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
-    def fit(name, prepare=lambda tasb: None, dropout=0.0, **settings):
+    def fit(name, prepare=lambda tasb: None, dropout=0.0, resume=False, **settings):
         tasb = TasBalanced(tiny_bert_dir, training=TRAINING.replace(**settings), amp='off', doc_max_length=60)
         for module in tasb.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = dropout
         prepare(tasb)
-        tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / name)
+        tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / name, resume=resume)
         return tasb, dict(tasb.model.state_dict())
     return fit
 
@@ -83,6 +83,27 @@ def test_dropout_is_that_of_the_batch(fitted):
     limit = before[0] // 2
     assert limit <= 300 and len(before) == 1, 'the toy batches must need one halving for this comparison'
     _, expected = fitted('started so', dropout=.3, micro_batch_tokens=limit)
+    close(found, expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize('at', [3, 4])
+def test_a_resumed_run_halves_where_the_uninterrupted_one_did(fitted, at):
+    _, expected = fitted('whole', room_for(300, []), dropout=.3, save_every=1)
+    steps = []
+
+    def room_until(tasb):
+        room_for(300, [])(tasb)
+
+        def hook(module, args, out):
+            if torch.is_grad_enabled():
+                out.register_hook(lambda grad: steps.append(1))
+                if len(steps) == 2 * (at - 1):   # two batches a step
+                    raise KeyboardInterrupt
+        tasb.encoder.register_forward_hook(hook)
+    with pytest.raises(KeyboardInterrupt):
+        fitted('cut', room_until, dropout=.3, save_every=1)
+    asked = []
+    _, found = fitted('cut', room_for(300, asked), dropout=.3, save_every=1, resume=True)
     close(found, expected, atol=0, rtol=0)
 
 

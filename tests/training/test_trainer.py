@@ -195,15 +195,20 @@ def test_losses_of_very_different_sizes_explode_nothing(tmp_path):
 
 @pytest.mark.parametrize('at', [2, 3, 9])
 def test_gradients_that_are_no_numbers_never_reach_a_checkpoint(tmp_path, at):
-    """The loss is finite, its gradient is not: the next step, or the checkpoint before it, names the batch."""
+    """The loss is finite, its gradient is not."""
     def root(module, batch):
         loss, parts = squares(module, batch)
         return loss + (0.0 * loss).sqrt() if batch.number == at else loss, parts
-    with pytest.raises(NotFiniteError, match=rf'gradients of step {at + 1} \(batch {at}\) made weights NaN'):
+    with pytest.raises(NotFiniteError, match=rf'gradients of step {at + 1} \(batch {at}\) are NaN'):
         run(tmp_path, loss=root)
     newest = newest_checkpoint(tmp_path)
     assert newest == tmp_path / f'checkpoint-{at // 2 * 2}'
     assert all(torch.isfinite(value).all() for value in load_file(newest / 'model.safetensors').values())
+
+
+def test_weights_that_are_no_numbers_never_reach_a_checkpoint(tmp_path):
+    with pytest.raises(NotFiniteError, match='step 1 made weights NaN or infinite; the last checkpoint is none yet'):
+        run(tmp_path, FAST.replace(learning_rate=1e39, save_every=1))
 
 
 def test_half_precision_without_a_gpu_does_not_learn(tmp_path):
