@@ -6,8 +6,9 @@ Everything is read from a directory with the files under their published names:
     queries.train.tsv                  qid, text
     bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv[.gz]    pos_score, neg_score, qid, pos pid, neg pid
     clusters.tsv                       optional: a cluster a line, qids separated by white space
-    queries.dev.tsv, qrels.dev.tsv     the dev queries; evaluation, and a part of them decides when to stop
-    top1000.dev.tsv                    optional: qid, pid, rank (or qid, pid, query, text): candidates of validation
+    queries.dev.small.tsv, qrels.dev.small.tsv     evaluation: the 6,980 dev queries that everybody reports
+    queries.dev.tsv, qrels.dev.tsv     all dev queries; some that are not evaluated decide when to stop
+    candidates.dev.tsv                 optional: qid, pid, rank: candidates of validation, instead of BM25's
     queries.dl19.tsv, qrels.dl19.tsv, queries.dl20.tsv, qrels.dl20.tsv    optional
     docT5query.tsv                     optional: pid, predicted queries; adds the docT5query row
 
@@ -31,13 +32,14 @@ from pyterrier_tasb.training.validation import by_reciprocal_rank
 TEACHER_FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'
 COLBERT = 'sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco'
 RELEASED = 'sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco'
-IRDS = {'dev': 'msmarco-passage/dev/small', 'dl19': 'msmarco-passage/trec-dl-2019/judged',
+IRDS = {'train': 'msmarco-passage/train', 'dev': 'msmarco-passage/dev', 'dev.small': 'msmarco-passage/dev/small',
+        'dl19': 'msmarco-passage/trec-dl-2019/judged',
         'dl20': 'msmarco-passage/trec-dl-2020/judged'}
 # TREC's four grades are binarised at 2 (METHOD.md, section 3)
-MEASURES = {'dev': [RR @ 10, nDCG @ 10, R @ 1000], 'dl19': [nDCG @ 10, RR(rel=2) @ 10, R(rel=2) @ 1000],
+MEASURES = {'dev.small': [RR @ 10, nDCG @ 10, R @ 1000], 'dl19': [nDCG @ 10, RR(rel=2) @ 10, R(rel=2) @ 1000],
             'dl20': [nDCG @ 10, RR(rel=2) @ 10, R(rel=2) @ 1000]}
 # What every independent evaluation of the released B = 256 checkpoint measures (not what the paper's table says)
-TARGETS = {'dev': {'RR@10': .344, 'R@1000': .977}, 'dl19': {'nDCG@10': .721}, 'dl20': {'nDCG@10': .685}}
+TARGETS = {'dev.small': {'RR@10': .344, 'R@1000': .977}, 'dl19': {'nDCG@10': .721}, 'dl20': {'nDCG@10': .685}}
 
 
 def arguments() -> argparse.Namespace:
@@ -82,8 +84,7 @@ class MsMarco:
 
     def topics(self, split: str) -> pd.DataFrame:
         if self.irds:
-            name = 'msmarco-passage/train' if split == 'train' else IRDS[split]
-            topics = pt.get_dataset(f'irds:{name}').get_topics()
+            topics = pt.get_dataset(f'irds:{IRDS[split]}').get_topics()
             return topics.rename(columns={'text': 'query'})[['qid', 'query']]
         return pd.DataFrame(columns(self.folder / f'queries.{split}.tsv', 2), columns=['qid', 'query'])
 
@@ -95,15 +96,34 @@ class MsMarco:
     def has(self, split: str) -> bool:
         return self.irds or (self.folder / f'queries.{split}.tsv').exists()
 
-    def candidates(self, topics: pd.DataFrame) -> pd.DataFrame | None:
-        """The published candidates of validation; None where the file is not there."""
-        file = self.folder / 'top1000.dev.tsv'
-        if not file.exists():
-            return None
-        wanted = set(topics['qid'])
-        rows = [(row[0], row[1]) for row in columns(file) if row[0] in wanted]
-        found = pd.DataFrame(rows, columns=['qid', 'docno']).drop_duplicates().groupby('qid').head(100)
-        return found.merge(topics, on='qid')
+    def validation(self, n: int, sparse: pt.Transformer, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Candidates and qrels of `n` judged dev queries that are not evaluated, easy and hard ones in equal shares.
+
+        The 100 best candidates of each, and all that is relevant (the paper's pool).
+        """
+        qrels, topics = self.qrels('dev'), self.topics('dev')
+        held_out = set(qrels['qid']) - set(self.topics('dev.small')['qid'])
+        topics = topics[topics['qid'].isin(held_out)]
+        if len(topics) > 5 * n:   # enough to find hard ones among them
+            topics = topics.sample(5 * n, random_state=seed)
+        file = self.folder / 'candidates.dev.tsv'
+        found = best_candidates(file, topics) if file.exists() else (sparse % 100)(topics)
+        found = by_reciprocal_rank(found[['qid', 'query', 'docno']], qrels, n, seed=seed)
+        relevant = qrels[qrels['label'] > 0].merge(found[['qid', 'query']].drop_duplicates(), on='qid')
+        pool = pd.concat([found, relevant[['qid', 'query', 'docno']]]).drop_duplicates(['qid', 'docno'])
+        return pool.reset_index(drop=True), qrels
+
+
+def best_candidates(file: Path, topics: pd.DataFrame, n: int = 100) -> pd.DataFrame:
+    """The `n` best of a file of qid, pid, rank for each topic, in the order of their ranks."""
+    parts = []
+    for some in pd.read_csv(file, sep='\t', header=None, dtype={0: str, 1: str}, chunksize=1_000_000):
+        if some.shape[1] != 3:
+            raise SystemExit(f'{file} has {some.shape[1]} columns, expected qid, pid, rank')
+        some = some.set_axis(['qid', 'docno', 'rank'], axis=1)
+        parts.append(some[some['qid'].isin(set(topics['qid']))])
+    found = pd.concat(parts).sort_values(['qid', 'rank']).drop_duplicates(['qid', 'docno'])
+    return found.groupby('qid').head(n).merge(topics, on='qid')
 
 
 def columns(file: Path, n: int | None = None) -> Iterator[list[str]]:
@@ -130,11 +150,7 @@ def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> Ta
     topics = data.topics('train')
     known = set(pairs.qids)
     topics = topics[topics['qid'].isin(known)]
-    dev = data.topics('dev')
-    candidates = data.candidates(dev)
-    if candidates is None:
-        candidates = (sparse % 100)(dev)
-    validation = by_reciprocal_rank(candidates, data.qrels('dev'), args.validation_queries, seed=args.seed)
+    validation, validation_qrels = data.validation(args.validation_queries, sparse, args.seed)
 
     student = TasBalanced(
         args.student, corpus=data.texts, verbose=True,
@@ -147,7 +163,7 @@ def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> Ta
         plan, queries, docs = student.batch_plan(topics, pairs=pairs, work_dir=args.out / 'work')
         student.in_batch_teacher = TeacherScores.build(args.out / 'teacher-scores', student.in_batch_teacher, plan,
                                                        queries, docs, steps=args.steps)
-    student.fit(topics, None, validation, data.qrels('dev'), pairs=pairs, work_dir=args.out / 'work', resume=True)
+    student.fit(topics, None, validation, validation_qrels, pairs=pairs, work_dir=args.out / 'work', resume=True)
     student.save(args.out / 'model', overwrite=True)
     return student
 
@@ -195,7 +211,7 @@ def main() -> None:
     student = TasBalanced(args.check, verbose=True) if args.check else train(args, data, sparse.retriever)
     index = student.index(data.texts, args.out / ('checked.flex' if args.check else 'tasb.flex'),
                           overwrite=True)
-    table = evaluate(args, data, systems | {'TAS-Balanced': student.retriever(index, text=data.texts)})
+    table = evaluate(args, data, systems | {'TAS-Balanced': student.retriever(index)})
     if args.check:
         check(table)
 

@@ -212,11 +212,10 @@ class Fit:
                              'or validate on results')
         source = CandidateSource(qrels, results=results, negatives=student.negatives, corpus=student.corpus,
                                  text_field=student.text_field, scores_needed=False)
-        candidates = source.candidates(topics) if results is None else results
+        candidates = source.with_relevant(topics) if results is None else results
         corpus = None if student.corpus is None else text_loader(student.corpus, student.text_field)
         texts = corpus.texts if isinstance(corpus, TextLoader) else None
-        if texts is None or student.text_field in candidates.columns:
-            candidates = source.texts_of(candidates)
+        candidates = source.usable(candidates, texts)
         self.validation = fingerprint(
             frame_fingerprint(candidates, ('qid', 'query', 'docno', student.text_field)),
             frame_fingerprint(qrels, ('qid', 'docno', 'label')), None if texts is None else texts.fingerprint)

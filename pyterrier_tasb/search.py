@@ -48,6 +48,7 @@ def fits(index: pyterrier_dr.FlexIndex, device: torch.device) -> bool:
         return False
     _, meta = index.payload(return_docnos=False)
     n, dim = meta['doc_count'], meta['vec_size']
+    torch.cuda.empty_cache()   # what PyTorch keeps for itself does not count as free
     free, _ = torch.cuda.mem_get_info(device)
     return free > 2 * n * dim + 4 * _QUERIES * n + (1 << 30)
 
@@ -66,7 +67,7 @@ class _Held:
                 stored, _ = self.index.payload(return_docnos=False)
                 vectors = torch.empty(stored.shape, dtype=torch.float16, device=self.device)
                 for start in range(0, len(stored), _ROWS):
-                    vectors[start:start + _ROWS] = torch.from_numpy(stored[start:start + _ROWS].astype(np.float16))
+                    vectors[start:start + _ROWS] = torch.from_numpy(stored[start:start + _ROWS].copy()).half()
                 self.vectors = vectors
             return self.vectors
 

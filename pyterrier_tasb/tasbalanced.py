@@ -190,7 +190,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         Args:
             topics_or_res_tr: Training topics or results.
             qrels_tr: Training qrels (qid, docno, label).
-            topics_or_res_va: Validation topics or results; results are re-ranked as they are.
+            topics_or_res_va: Validation results, which are re-ranked as they are; or topics, for what `negatives=`
+                finds and all that is relevant (the paper's pool).
             qrels_va: Validation qrels.
             pairs: Scored pairs, or an iterable in the vocabulary of ir_datasets' docpairs.
             work_dir: Keeps pairs, tokens, clusters, teacher scores, checkpoints and the model; None keeps nothing.
@@ -215,7 +216,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             self._learning_in = threading.get_ident()
             try:
                 self.record = fit.train(batches, pool)                             # how weights move
-            except BaseException:
+            except KeyboardInterrupt:
                 fit.count_seconds()
                 raise
             finally:

@@ -83,8 +83,9 @@ def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_di
     folder = tmp_path / 'msmarco'
     folder.mkdir()
     (folder / 'collection.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"]}\n' for doc in toy_corpus))
-    train, test = toy_topics.iloc[:40], toy_topics.iloc[40:]
-    for split, topics in {'train': train, 'dev': test, 'dl19': test.iloc[:8]}.items():
+    train, test = toy_topics.iloc[:30], toy_topics.iloc[45:]
+    splits = {'train': train, 'dev': toy_topics.iloc[30:], 'dev.small': test, 'dl19': test.iloc[:8]}
+    for split, topics in splits.items():
         topics.to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
         toy_qrels[toy_qrels['qid'].isin(topics['qid'])].assign(zero=0)[['qid', 'zero', 'docno', 'label']].to_csv(
             folder / f'qrels.{split}.tsv', sep=' ', header=False, index=False)
@@ -95,18 +96,19 @@ def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_di
             for pos in of[of['label'] > 0].itertuples():
                 out.writelines(f'{pos.score}\t{neg.score}\t{qid}\t{pos.docno}\t{neg.docno}\n'
                                for neg in of[of['label'] == 0].itertuples())
-    (folder / 'clusters.tsv').write_text(' '.join(train['qid'][:20]) + '\n' + ' '.join(train['qid'][20:]) + '\n')
+    (folder / 'clusters.tsv').write_text(' '.join(train['qid'][:15]) + '\n' + ' '.join(train['qid'][15:]) + '\n')
     (folder / 'docT5query.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"][:20]}\n' for doc in toy_corpus))
-    toy_results[toy_results['qid'].isin(test['qid'])][['qid', 'docno', 'rank']].to_csv(
-        folder / 'top1000.dev.tsv', sep='\t', header=False, index=False)
+    toy_results[['qid', 'docno', 'rank']].sample(frac=1, random_state=1).to_csv(
+        folder / 'candidates.dev.tsv', sep='\t', header=False, index=False)
     arguments = ['--data', folder, '--student', tiny_bert_dir, '--in-batch-teacher', tiny_bert_dir, '--steps', 4,
                  '--eval-every', 2, '--batch-size', 4, '--clusters', 2, '--patience-from', 0, '--validation-queries', 8]
     out = _run('msmarco.py', *arguments, '--store-teacher', cwd=tmp_path)
     table = pd.DataFrame(json.loads((tmp_path / 'runs' / 'msmarco' / 'table.json').read_text()))
-    assert set(table['queries']) == {'dev', 'dl19'} and 'docT5query (Terrier, k1=1.2, b=0.75)' in set(table['name'])
+    assert set(table['queries']) == {'dev.small', 'dl19'}
+    assert 'docT5query (Terrier, k1=1.2, b=0.75)' in set(table['name'])
     assert 'TeacherScores' not in out
     out = _run('msmarco.py', '--data', folder, '--check', tiny_bert_dir, cwd=tmp_path)
-    assert 'dev RR@10: ' in out and 'target 0.344' in out
+    assert 'dev.small RR@10: ' in out and 'target 0.344' in out
 
 
 def test_the_readmes_code_runs(own, tmp_path, minilm_dir):

@@ -168,10 +168,7 @@ class CandidateSource(pt.Transformer):
     def transform(self, topics: pd.DataFrame) -> pd.DataFrame:
         """Candidates of `topics` (qid, query), with `text_field` and `score`."""
         pt.validate.query_frame(topics, extra_columns=['query'], context=self)
-        self._now: dict[str, int] = {}
-        found = self.candidates(topics)
-        found = self.with_text(pd.concat([found, self._missing_positives(topics, found)], ignore_index=True))
-        found = self._with_scores(found)
+        found = self._with_scores(self.with_text(self.with_relevant(topics)))
         if len(topics):
             self._counted[topics['qid'].iloc[0]] = self._now
             if self.counts is not None:
@@ -201,10 +198,21 @@ class CandidateSource(pt.Transformer):
                     len(missing))
         return missing.iloc[:0]
 
-    def texts_of(self, found: pd.DataFrame) -> pd.DataFrame:
-        """Validation candidates with text; what has none is dropped with a warning."""
+    def with_relevant(self, topics: pd.DataFrame) -> pd.DataFrame:
+        """Candidates of `topics` and all their positives, as they come."""
+        self._now: dict[str, int] = {}
+        found = self.candidates(topics)
+        return pd.concat([found, self._missing_positives(topics, found)], ignore_index=True)
+
+    def usable(self, found: pd.DataFrame, texts: TextStore | None) -> pd.DataFrame:
+        """Validation candidates with text, or in a text store; what has none is dropped with a warning."""
         self._now = {}
-        found = self.with_text(found)
+        if texts is None or self.text_field in found.columns:
+            found = self.with_text(found)
+        else:
+            known = texts.index_of(found['docno'].astype(str).tolist()) >= 0
+            self._count('candidates without text', int((~known).sum()))
+            found = found[known].reset_index(drop=True)
         self._counted['validation'] = self._now
         self.report('validation')
         return found
@@ -257,6 +265,9 @@ def is_blank(texts: pd.Series) -> pd.Series:
 
 def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:  # noqa: ANN401
     """Texts of `docnos` by docno; ids that the loader does not know are absent."""
+    if isinstance(loader, TextLoader):   # which takes an unknown docno for an error
+        rows = loader.texts.index_of(docnos)
+        return {str(docno): loader.texts[row] for docno, row in zip(docnos, rows.tolist(), strict=True) if row >= 0}
     frame = loader(pd.DataFrame({'qid': '0', 'query': '', 'docno': [str(docno) for docno in docnos]}))
     known = frame[frame[text_field].notna()]
     return dict(zip(known['docno'].astype(str), known[text_field].astype(str), strict=True))

@@ -16,6 +16,9 @@ from ..sampling import BatchPlan
 from ..texts import TextStore
 
 
+_UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
+
+
 def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,  # noqa: ANN401
                           plan: BatchPlan, steps: int | None = None) -> Any:  # noqa: ANN401
     """Tie an in-batch teacher to the texts of a run.
@@ -57,7 +60,7 @@ class CachedScorer(pt.Transformer):
     """
 
     def __init__(self, scorer: pt.Transformer, path: Path) -> None:
-        self.scorer, self.path = scorer, path
+        self.scorer, self.path, self.verified = scorer, path, not path.exists()
         self._cache: pt.Transformer | None = None
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -65,9 +68,26 @@ class CachedScorer(pt.Transformer):
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
         key = ['query', 'docno']
         with disk_named(self.path, 'the scores so far are kept, and the same call goes on'):
-            scored = self._ask(inp.drop_duplicates(key))   # queries of equal text are one to the cache
+            asked = inp.drop_duplicates(key)   # queries of equal text are one to the cache
+            scored = self._ask(asked)
+            if not self.verified and len(asked):
+                self._verify(asked.iloc[:4], scored)
         scores = scored.set_index(key)['score'].reindex(pd.MultiIndex.from_frame(inp[key])).to_numpy()
-        return pt.model.add_ranks(inp.assign(score=scores)[~np.isnan(scores)])
+        return pt.model.add_ranks(inp.assign(score=scores)[scores != _UNSCORED])
+
+    def _verify(self, asked: pd.DataFrame, found: pd.DataFrame) -> None:
+        """Compare a few scores that may be an earlier call's with what the scorer says now.
+
+        Raises:
+            ValueError: They differ: scorers of one name need not be one.
+        """
+        key = ['query', 'docno']
+        now = FiniteScores(self.scorer)(asked).set_index(key)['score'].astype(float)
+        then = found.set_index(key)['score'].reindex(now.index).to_numpy(dtype=float)   # of rows that it scores
+        if not np.allclose(then, now, rtol=.05, atol=.05 * (np.abs(then).std() + 1e-6)):   # precisions may differ
+            raise ValueError(f'{self.path} holds scores of another teacher than {self.scorer!r} ({then[:3].round(3)} '
+                             f'there, {now.to_numpy()[:3].round(3)} now): use another directory, or delete it')
+        self.verified = True
 
     def _ask(self, inp: pd.DataFrame) -> pd.DataFrame:
         from pyterrier_caching import ScorerCache
@@ -77,7 +97,7 @@ class CachedScorer(pt.Transformer):
                     part.rmdir()
                     ScorerCache(str(part)).close()
             if self._cache is None:
-                self._cache = ScorerCache(str(self.path), FiniteScores(self.scorer))
+                self._cache = ScorerCache(str(self.path), _AllRows(FiniteScores(self.scorer)))
             return self._cache(inp)
         except sqlite3.OperationalError:   # the disk, or another process
             raise
@@ -87,6 +107,19 @@ class CachedScorer(pt.Transformer):
 
     def __repr__(self) -> str:
         return repr(self.scorer)
+
+
+class _AllRows(pt.Transformer):
+    """Gives rows that a scorer leaves out a number that stands for that: the cache wants one for each."""
+
+    def __init__(self, scorer: pt.Transformer) -> None:
+        self.scorer = scorer
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        pt.validate.result_frame(inp, extra_columns=['query'], context=self)
+        scores = self.scorer(inp).set_index(['qid', 'docno'])['score']
+        scores = scores.reindex(pd.MultiIndex.from_frame(inp[['qid', 'docno']])).fillna(_UNSCORED)
+        return inp.assign(score=scores.to_numpy(dtype=float))
 
 
 class FiniteScores(pt.Transformer):

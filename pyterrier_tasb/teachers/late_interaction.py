@@ -99,7 +99,7 @@ class LateInteraction(pt.Estimator):
         self.scale = float(checkpoint.settings.get('scale', 1.0) if scale is None else scale)
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
         self.module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
-        self._cache = _VectorCache(cache_bytes)
+        self._cache, self._weights_fingerprint = _VectorCache(cache_bytes), None
         self._unfinished: tuple[str, str] | None = None   # name and weights with which an interrupted fit began
         self.record: dict[str, Any] | None = None
 
@@ -232,13 +232,15 @@ class LateInteraction(pt.Estimator):
 
     def weights_changed(self) -> None:
         """Forget cached vectors and take a name that no other weights have."""
-        self._cache = _VectorCache(self.cache_bytes)
+        self._cache, self._weights_fingerprint = _VectorCache(self.cache_bytes), None
         self.model_name = f'{self.model_name.partition("#")[0]}#trained-{self.weights_fingerprint[:8]}'
 
     @property
     def weights_fingerprint(self) -> str:
-        """A hash of the weights."""
-        return weights_fingerprint(self.module)
+        """A hash of the weights, as they are or as :meth:`fit` left them."""
+        if self._weights_fingerprint is None:
+            self._weights_fingerprint = weights_fingerprint(self.module)
+        return self._weights_fingerprint
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write a ColBERT checkpoint that `LateInteraction(path)` reads.
@@ -282,7 +284,10 @@ class LateInteraction(pt.Estimator):
                 self.scale, self.text_field, self.amp)
 
     def __repr__(self) -> str:
-        return f'LateInteraction({self.model_name!r})'
+        """All that the scores depend on: caches and stored scores go by it."""
+        return (f'LateInteraction({self.model_name!r}, {self.query_max_length}+{self.mask_tokens}, '
+                f'{self.doc_max_length}, normalize={self.normalize}, scale={self.scale:g}, amp={self.amp!r}, '
+                f'weights={self.weights_fingerprint[:8]})')
 
 
 class _Masked:

@@ -5,11 +5,14 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import numpy as np
 import torch
 
 from .._files import world_size
+
+_WAIT = timedelta(days=7)   # the first process may score candidates for days before all begin to train
 
 
 @contextmanager
@@ -35,5 +38,5 @@ def main_process_first(device: torch.device) -> Iterator[None]:
         yield
         return
     from accelerate import PartialState
-    with PartialState(cpu=device.type == 'cpu').main_process_first():
+    with PartialState(cpu=device.type == 'cpu', timeout=_WAIT).main_process_first():
         yield

@@ -139,10 +139,31 @@ def test_a_second_run_does_not_ask_the_scorer_again(frame, tmp_path):
     first = CachedScorer(scorer, tmp_path / 'deep' / 'cache')(frame)
     assert scorer.rows == len(frame)
     again = CachedScorer(scorer, tmp_path / 'deep' / 'cache')(frame.sample(frac=1, random_state=2))
-    assert scorer.rows == len(frame)
+    assert scorer.rows == len(frame) + 4   # a look whether it is the same scorer
     merged = first.merge(again, on=['qid', 'docno'])
     assert len(merged) == len(frame) and (merged['score_x'] == merged['score_y']).all()
     assert (first['score'] == [length(q, t) for q, t in zip(first['query'], first['text'])]).all()
+
+
+def test_another_scorer_of_the_same_name_is_noticed(frame, tmp_path):
+    CachedScorer(Scorer(lambda query, text: len(text), 'one'), tmp_path / 'cache')(frame)
+    with pytest.raises(ValueError, match='holds scores of another teacher than one'):
+        CachedScorer(Scorer(lambda query, text: -len(text), 'one'), tmp_path / 'cache')(frame)
+
+
+def test_queries_of_equal_text_are_one_to_the_cache_and_rows_without_a_score_are_left_out(frame, tmp_path):
+    twice = pd.concat([frame, frame.assign(qid='x' + frame['qid'])], ignore_index=True)
+    scorer = words()
+    found = CachedScorer(scorer, tmp_path / 'cache')(twice)
+    assert scorer.rows == len(frame.drop_duplicates(['query', 'docno'])) and len(found) == len(twice)
+    expected = [len(set(q.split()) & set(t.split())) for q, t in zip(found['query'], found['text'])]
+    assert found['score'].tolist() == expected
+
+    class Half(pt.Transformer):
+        def transform(self, inp):
+            return words()(inp).iloc[::2]
+    some = CachedScorer(Half(), tmp_path / 'half')(frame)
+    assert 0 < len(some) < len(frame) and some['score'].notna().all()
 
 
 def test_only_what_is_new_is_asked(frame, tmp_path):
