@@ -1,9 +1,16 @@
-"""On a GPU: step time, corpus encoding and exact search latency. Without one, says so and measures nothing."""
+"""On a GPU: training steps, corpus encoding and exact search latency. Without one, says so and measures nothing.
+
+A bare step is encoder, loss and optimiser on tokens that lie ready. A trained step is one of `TasBalanced.fit`: the
+plan, tokens, the in-batch teacher (none, stored scores, or live), the trainer and its checks. Texts are random ids with
+MS MARCO's spread of lengths, weights are random: what is measured depends on neither.
+"""
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,13 +18,17 @@ import torch
 from common import machine, markdown
 from transformers import DistilBertConfig, DistilBertModel
 
-from pyterrier_tasb import Encoder
+from pyterrier_tasb import BatchPlan, Encoder, ScoredPairs, Training
 from pyterrier_tasb.encoding import Tokens
 from pyterrier_tasb.search import search as exact_search
+from pyterrier_tasb.teachers.maxsim import maxsim
+from pyterrier_tasb.training.batches import TrainingBatch, TrainingBatches
 from pyterrier_tasb.training.dual import dual_loss
+from pyterrier_tasb.training.trainer import train
 
 STEPS = 750_000   # the paper's run
 VOCABULARY = 30_522
+TEACHERS = ('no', 'stored', 'live')
 
 
 def arguments() -> argparse.Namespace:
@@ -26,6 +37,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=50)
     parser.add_argument('--passages', type=int, default=200_000, help='encoded')
     parser.add_argument('--index-size', type=int, default=8_841_823, help='vectors searched, in half precision')
+    parser.add_argument('--layers', type=int, default=6)
+    parser.add_argument('--device', default='cuda', help='cpu shows that it runs, and nothing else')
     return parser.parse_args()
 
 
@@ -34,36 +47,46 @@ class Padding:
     pad_token_id = 0
 
 
-def distilbert() -> Encoder:
-    """DistilBERT's size with random weights: what is measured does not depend on their values."""
-    model = DistilBertModel(DistilBertConfig()).cuda()
+def distilbert(layers: int, device: torch.device) -> Encoder:
+    """DistilBERT's size with random weights."""
+    model = DistilBertModel(DistilBertConfig(n_layers=layers)).to(device)
     return Encoder(model, Padding(), query_max_length=30, doc_max_length=200)
 
 
 def drawn(rng: np.random.Generator, n: int, mean: float, most: int) -> Tokens:
     """Texts of random ids with MS MARCO's spread of lengths."""
     lengths = np.clip(rng.gamma(3.7, mean / 3.7, n), 4, most).astype(int)
-    return Tokens.from_lists([rng.integers(1000, VOCABULARY, length).tolist() for length in lengths])
+    ids = rng.integers(1000, VOCABULARY, lengths.sum())
+    return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def seconds(run: Callable[[], object], rounds: int) -> float:
-    """Median of `rounds` after three that do not count."""
-    times = []
-    for number in range(rounds + 3):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        if number >= 3:
-            times.append(time.perf_counter() - start)
-    return float(np.median(times))
+class Clock:
+    """Medians of runs on a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def now(self) -> float:
+        if self.device.type == 'cuda':
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, run: Callable[[], object], rounds: int) -> float:
+        """Median of `rounds` after three that do not count."""
+        times = []
+        for number in range(rounds + 3):
+            start = self.now()
+            run()
+            if number >= 3:
+                times.append(self.now() - start)
+        return float(np.median(times))
 
 
-def peak() -> float:
+def peak(clock: Clock) -> float:
     """FLOP/s of one large bf16 product: what this GPU can do."""
-    n = 8192
-    a, b = (torch.randn(n, n, dtype=torch.bfloat16, device='cuda') for _ in range(2))
-    return 2 * n**3 / seconds(lambda: a @ b, 10)
+    n = 8192 if clock.device.type == 'cuda' else 512
+    a, b = (torch.randn(n, n, dtype=torch.bfloat16, device=clock.device) for _ in range(2))
+    return 2 * n**3 / clock.seconds(lambda: a @ b, 10)
 
 
 def forward_flops(encoder: Encoder, lengths: np.ndarray) -> float:
@@ -73,12 +96,17 @@ def forward_flops(encoder: Encoder, lengths: np.ndarray) -> float:
     return float(2 * weights * lengths.sum() + 4 * config.n_layers * config.dim * (lengths.astype(float) ** 2).sum())
 
 
-def training_step(encoder: Encoder, size: int, rounds: int, most: float) -> dict[str, str]:
-    rng = np.random.default_rng(0)
+def step_row(name: str, took: float, tokens: float, flops: float, most: float) -> dict[str, str]:
+    return {'': name, 'milliseconds': f'{took * 1e3:.1f}', 'tokens/s': f'{tokens / took:,.0f}',
+            'of the peak': f'{3 * flops / took / most:.0%}', 'note': f'{STEPS:,} steps: {STEPS * took / 3600:.1f} h'}
+
+
+def bare_step(encoder: Encoder, size: int, rounds: int, clock: Clock, most: float) -> dict[str, str]:
+    rng, device = np.random.default_rng(0), clock.device
     encoder.train()
     update = torch.optim.AdamW(encoder.parameters(), lr=1e-6, fused=True)
     batches = iter([Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, 200)]) for _ in range(rounds + 3)])
-    teacher, margin = torch.randn(size, 2 * size).cuda(), torch.randn(size).cuda()
+    teacher, margin = torch.randn(size, 2 * size, device=device), torch.randn(size, device=device)
     lengths = []
 
     def step() -> None:
@@ -89,42 +117,108 @@ def training_step(encoder: Encoder, size: int, rounds: int, most: float) -> dict
         loss.backward()
         update.step()
         update.zero_grad()
-    took = seconds(step, rounds)
-    return {'': f'training step, B = {size}', 'milliseconds': f'{took * 1e3:.1f}',
-            'tokens/s': f'{np.mean([some.sum() for some in lengths]) / took:,.0f}',
-            'of the peak': f'{3 * np.mean([forward_flops(encoder, some) for some in lengths]) / took / most:.0%}',
-            'note': f'{STEPS:,} steps: {STEPS * took / 3600:.1f} h'}
+    took = clock.seconds(step, rounds)
+    return step_row(f'bare step, B = {size}', took, np.mean([some.sum() for some in lengths]),
+                    np.mean([forward_flops(encoder, some) for some in lengths]), most)
 
 
-def encoding(encoder: Encoder, n: int, most: float) -> dict[str, str]:
+class Data:
+    """20,000 queries of 5 pairs each over 100,000 passages."""
+
+    def __init__(self, folder: Path) -> None:
+        rng, n_queries, n_docs = np.random.default_rng(0), 20_000, 100_000
+        query = np.repeat(np.arange(n_queries), 5)
+        self.pairs = ScoredPairs.from_arrays(
+            folder, [f'q{i}' for i in range(n_queries)], [f'd{i}' for i in range(n_docs)], query,
+            rng.integers(0, n_docs, len(query)), rng.integers(0, n_docs, len(query)), rng.normal(3, 2, len(query)))
+        self.queries, self.docs = drawn(rng, n_queries, 9, 30), drawn(rng, n_docs, 69, 200)
+
+
+class Live:
+    """Late interaction over a model of DistilBERT's size, as `LateInteraction` computes it."""
+
+    def __init__(self, data: Data, layers: int, device: torch.device) -> None:
+        self.data, self.encoder = data, distilbert(layers, device).eval()
+
+    @torch.inference_mode()
+    def __call__(self, query: np.ndarray, docs: np.ndarray) -> torch.Tensor:
+        parts = []
+        for tokens in (self.data.queries.take(query), self.data.docs.take(docs)):
+            states, _ = self.encoder.token_states(tokens)
+            parts += [states, torch.from_numpy(tokens.lengths)]
+        return maxsim(*parts).cpu()
+
+
+class Stored:
+    """What stands where `TeacherScores` would."""
+
+    def __init__(self, size: int) -> None:
+        self.scores = np.random.default_rng(0).normal(0, 1, (size, 2 * size)).astype(np.float16)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        return self.scores.astype(np.float32)
+
+
+def trained_step(data: Data, teacher: str, size: int, rounds: int, layers: int, clock: Clock,
+                 most: float) -> dict[str, str]:
+    encoder = distilbert(layers, clock.device)
+    teachers = {'no': lambda: None, 'stored': lambda: Stored(size), 'live': lambda: Live(data, layers, clock.device)}
+    batches = TrainingBatches(BatchPlan(data.pairs, sampling='random', batch_size=size), data.queries, data.docs,
+                              data.pairs.qids, teacher=teachers[teacher]())
+    began, lengths = [], []
+
+    def loss(module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        began.append(time.perf_counter())   # no synchronisation: what is between two of these is what a step takes
+        lengths.append(batch.tokens.lengths)
+        vectors = module(batch.tokens)
+        query, pos, neg = vectors[torch.cat([batch.query, batch.pos, batch.neg]).to(vectors.device)].split(size)
+        return dual_loss(query, pos, neg, batch.margin, batch.in_batch)
+    with tempfile.TemporaryDirectory() as folder:
+        train(encoder, batches, loss, Training(steps=rounds + 5, batch_size=size, learning_rate=1e-6, log_every=100,
+                                               save_every=rounds + 5), output_dir=folder, device=clock.device)
+    took = (began[-1] - began[4]) / (len(began) - 5)
+    return step_row(f'trained step, B = {size}, {teacher} in-batch teacher', took,
+                    np.mean([some.sum() for some in lengths]),
+                    np.mean([forward_flops(encoder, some) for some in lengths]), most)
+
+
+def encoding(encoder: Encoder, n: int, clock: Clock, most: float) -> dict[str, str]:
     tokens = drawn(np.random.default_rng(1), n, 69, 200)
     encoder.eval()
     encoder.encode(tokens.take(np.arange(min(n, 2000))))
-    took = seconds(lambda: encoder.encode(tokens), 1)
+    start = clock.now()
+    encoder.encode(tokens)
+    took = clock.now() - start
     return {'': f'encoding {n:,} passages', 'milliseconds': f'{took * 1e3:,.0f}',
             'tokens/s': f'{len(tokens.ids) / took:,.0f}',
             'of the peak': f'{forward_flops(encoder, tokens.lengths) / took / most:.0%}',
             'note': f'{n / took:,.0f} passages/s'}
 
 
-def search(n: int, dim: int, size: int) -> dict[str, str]:
-    index = torch.randn(n, dim, dtype=torch.float16, device='cuda')
-    queries = torch.randn(size, dim, device='cuda')
-    took = seconds(lambda: exact_search(index, queries, 1000), 5)
+def search(n: int, dim: int, size: int, clock: Clock) -> dict[str, str]:
+    index = torch.randn(n, dim, dtype=torch.float16, device=clock.device)
+    queries = torch.randn(size, dim, device=clock.device)
+    took = clock.seconds(lambda: exact_search(index, queries, 1000), 5)
     return {'': f'search of {n:,} vectors, batch {size}', 'milliseconds': f'{took * 1e3:.1f}', 'tokens/s': '',
             'of the peak': '', 'note': f'{took / size * 1e3:.2f} ms a query, top 1000'}
 
 
 def main() -> None:
     args = arguments()
-    if not torch.cuda.is_available():
+    device = torch.device(args.device)
+    if device.type == 'cuda' and not torch.cuda.is_available():
         print(f'no GPU here: nothing was measured. {machine()}')
         return
-    encoder, most = distilbert(), peak()
-    rows = [training_step(encoder, size, args.rounds, most) for size in args.batch_sizes]
-    rows.append(encoding(encoder, args.passages, most))
-    rows += [search(args.index_size, encoder.dim, size) for size in (1, 10, 2000)]
-    print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.0f} TFLOP/s in bf16, measured. '
+    clock, encoder = Clock(device), distilbert(args.layers, device)
+    most = peak(clock)
+    rows = [bare_step(encoder, size, args.rounds, clock, most) for size in args.batch_sizes]
+    with tempfile.TemporaryDirectory() as folder:
+        data = Data(Path(folder) / 'pairs')
+        rows += [trained_step(data, teacher, size, args.rounds, args.layers, clock, most)
+                 for size in args.batch_sizes for teacher in TEACHERS]
+    rows.append(encoding(encoder, args.passages, clock, most))
+    rows += [search(args.index_size, encoder.dim, size, clock) for size in (1, 10, 2000)]
+    print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.2f} TFLOP/s in bf16, measured. '
           f'{machine()}, {encoder.strategy} forward passes')
 
 

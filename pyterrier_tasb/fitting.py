@@ -355,7 +355,9 @@ class Fit:
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         vectors, training = self._vectors(module, batch), self.training
-        return dual_loss(vectors[batch.query], vectors[batch.pos], vectors[batch.neg], batch.margin, batch.in_batch,
+        rows = torch.cat([batch.query, batch.pos, batch.neg]).to(vectors.device)
+        query, pos, neg = vectors[rows].split(len(batch.query))
+        return dual_loss(query, pos, neg, batch.margin, batch.in_batch,
                          pairwise=training.pairwise_loss, in_batch=training.in_batch_loss,
                          pairwise_weight=training.pairwise_weight, in_batch_weight=training.in_batch_weight)
 

@@ -15,7 +15,6 @@ from ..pairs.checks import first
 from ..sampling import BatchPlan
 from ..texts import TextStore
 
-
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
 
 

@@ -92,7 +92,7 @@ def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
     """Softmax cross entropy of each query's own positive against [P⁺ | P⁻], its other positives left out."""
     batch, size = labelled.batch, labelled.n_queries
     states = module(batch.tokens)
-    lengths = torch.from_numpy(batch.tokens.lengths).to(states.device)
+    lengths = torch.from_numpy(batch.tokens.lengths)
     split = int(lengths[:size].sum())
     scores = scale * maxsim(states[:split], lengths[:size], states[split:], lengths[size:])
     scores = scores[:, torch.cat([batch.pos, batch.neg]).to(scores.device) - size]

@@ -123,7 +123,9 @@ class LateInteraction(pt.Estimator):
 
     def _maxsim(self, query: _Ragged, docs: _Ragged) -> torch.Tensor:
         with torch.no_grad():
-            return (self.scale * maxsim(*(part.to(self.device) for part in (*query, *docs)))).cpu()
+            (query_vectors, query_lengths), (doc_vectors, doc_lengths) = query, docs
+            return (self.scale * maxsim(query_vectors.to(self.device), query_lengths, doc_vectors.to(self.device),
+                                        doc_lengths)).cpu()
 
     def bind(self, queries: TextStore | TextRows, docs: TextStore | TextRows, cache_dir: Path | None = None,
              ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:

@@ -15,9 +15,9 @@ def maxsim(query: torch.Tensor, query_lengths: torch.Tensor, docs: torch.Tensor,
 
     Args:
         query: float[Tq, D], token vectors of B queries one after the other.
-        query_lengths: long[B], at least 1.
+        query_lengths: long[B], at least 1; on the CPU, wherever the vectors are.
         docs: float[Td, D], token vectors of P passages one after the other.
-        doc_lengths: long[P], at least 1.
+        doc_lengths: long[P], at least 1; on the CPU.
 
     Returns:
         float32[B, P]; gradients flow.
@@ -26,12 +26,12 @@ def maxsim(query: torch.Tensor, query_lengths: torch.Tensor, docs: torch.Tensor,
     >>> maxsim(one, torch.tensor([2]), torch.tensor([[-3., -1.], [-2., -5.]]), torch.tensor([1, 1])).tolist()
     [[-4.0, -7.0]]
     """
-    rows = []
+    rows, ends = [], [0, *query_lengths.cumsum(0).tolist()]
+    doc_lengths, on_device = doc_lengths.to(docs.device), query_lengths.to(docs.device)
     for start, stop in _chunks(query_lengths.tolist(), len(docs)):
-        tokens = slice(int(query_lengths[:start].sum()), int(query_lengths[:stop].sum()))
-        similarity = docs.float() @ query[tokens].float().T                             # [Td, Tq']
+        similarity = docs.float() @ query[ends[start]:ends[stop]].float().T             # [Td, Tq']
         best = torch.segment_reduce(similarity, 'max', lengths=doc_lengths, axis=0)     # [P, Tq']
-        rows.append(torch.segment_reduce(best.T.contiguous(), 'sum', lengths=query_lengths[start:stop], axis=0))
+        rows.append(torch.segment_reduce(best.T.contiguous(), 'sum', lengths=on_device[start:stop], axis=0))
     return torch.cat(rows)
 
 

@@ -141,7 +141,7 @@ class Training:
     def _check_measure(self) -> None:
         import ir_measures
         if not isinstance(self.measure, str) or not self.measure.strip():
-            raise ValueError(f"Training(measure={self.measure!r}): must be the name of a measure, 'nDCG@10' for example")
+            raise ValueError(f"Training(measure={self.measure!r}): must be a measure's name, 'nDCG@10' for example")
         try:
             object.__setattr__(self, 'measure', str(ir_measures.parse_measure(self.measure)))
         except Exception as error:

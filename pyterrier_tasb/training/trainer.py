@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tens
 SaveMemory = Callable[[int, Any], bool]
 _COMPLETE, _START, _WEIGHTS = 'complete.json', 'start', 'model.safetensors'
 _FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.json'])   # of every checkpoint
+_AHEAD = {'cuda': 2}   # batches made ahead; on a CPU the cores have enough to do
 _EXPLODED = 1000.0   # times the largest loss that was logged
 
 
@@ -61,16 +63,25 @@ class TrainingRecord:
 
 
 class _Steps(Dataset):
-    """Step number → (step number, batch): what a loader's workers evaluate."""
+    """Step number → (step number, batch), made in a thread `ahead` of their use: a GPU need not wait for the next."""
 
-    def __init__(self, batches: Batches, n_batches: int) -> None:
-        self.batches, self.n_batches = batches, n_batches
+    def __init__(self, batches: Batches, n_batches: int, ahead: int = 0) -> None:
+        self.batches, self.n_batches, self.ahead = batches, n_batches, ahead
+        self._pool, self._made = ThreadPoolExecutor(1), {}
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __getitem__(self, step: int) -> tuple[int, Any]:
-        return step, self.batches[step]
+        if not self.ahead:
+            return step, self.batches[step]
+        for number in range(step, min(step + 1 + self.ahead, self.n_batches)):
+            if number not in self._made:
+                self._made[number] = self._pool.submit(self.batches.__getitem__, number)
+        return step, self._made.pop(step).result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 class _From(Sampler):
@@ -140,7 +151,7 @@ class _Trainer(Trainer):
                  start: int, save_memory: SaveMemory | None) -> None:
         n_batches = training.steps * training.accumulation * args.world_size
         super().__init__(module, args, data_collator=lambda items: items[0],
-                         train_dataset=_Steps(batches, n_batches), callbacks=callbacks,
+                         train_dataset=_Steps(batches, n_batches, _AHEAD.get(args.device.type, 0)), callbacks=callbacks,
                          eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
         self.training, self.loss, self.validate, self.save_memory = training, loss, validate, save_memory
@@ -482,6 +493,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
             raise
         finally:
             progress.close()
+            trainer.train_dataset.close()
             module.eval()
             module.to(device)
             trainer.accelerator.free_memory()

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from pyterrier_tasb import Training
 from pyterrier_tasb._files import read_json
+from pyterrier_tasb.training import trainer
 from pyterrier_tasb.training.trainer import NotFiniteError, newest_checkpoint, train
 
 FAST = Training(steps=10, learning_rate=1e-2, save_every=2, log_every=2, seed=3)
@@ -125,6 +126,25 @@ def test_a_step_averages_over_its_batches(tmp_path, accumulation):
     optimiser.step()
     for a, b in zip(ours.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('accumulation', [1, 3])
+def test_batches_that_are_made_ahead_are_the_same(tmp_path, accumulation, monkeypatch):
+    training = FAST.replace(accumulation=accumulation)
+    expected, batches = weights(run(tmp_path / 'one', training)), Batches()
+    monkeypatch.setattr(trainer, '_AHEAD', {'cpu': 2})
+    assert equal(weights(run(tmp_path / 'ahead', training, batches=batches)), expected)
+    assert batches.asked == list(range(10 * accumulation))
+    with pytest.raises(StopError):
+        run(tmp_path / 'failing', training, loss=failing(4))
+
+    class Broken(Batches):
+        def __getitem__(self, number):
+            if number == 6:
+                raise StopError
+            return super().__getitem__(number)
+    with pytest.raises(StopError):
+        run(tmp_path / 'broken', training, batches=Broken())
 
 
 @pytest.mark.parametrize('accumulation', [1, 2])
