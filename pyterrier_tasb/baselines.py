@@ -4,17 +4,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyterrier as pt
 from more_itertools import chunked, peekable
 
-from ._files import atomic_dir
+from ._files import LOCK, atomic_dir, locked
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
 _EXPANDED_AT_A_TIME = 1000   # documents
+_LEAST_ROOM = 100 << 20   # bytes free for an index of PISA's
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
          expansion: pt.Transformer | None = None) -> Sparse:
     """Index a corpus (docno, text) and search it with BM25; an index that is there is used as it is.
 
+    Where another process is building the same index, this one waits and opens what that has made. PISA ends the
+    process when the disk fills up: it is not started on one that is nearly full, and for a large corpus there should
+    be as much room as the texts take.
+
     Args:
         corpus: Dictionaries with docno and text; streamed.
         path: The index's directory; the engine's name is added to it.
@@ -60,7 +66,8 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
         expansion: Applied to documents before they are indexed, `Doc2Query(append=True)` for docT5query.
 
     Raises:
-        ValueError: An engine that is not known, a document that it cannot hold, or an empty corpus.
+        ValueError: An engine that is not known, a document that it cannot hold, an empty corpus, or less than 100 MB
+            of room for PISA.
         ImportError: No engine is there.
     """
     engine = available_engine() if engine == 'auto' else engine
@@ -92,7 +99,14 @@ def _pisa(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: 
     except ImportError as error:
         raise ImportError('engine="pisa" needs PISA: pip install pyterrier-tasb[pisa]') from error
     docs = _checked(corpus, lambda docno: docno.split() == [docno], 'PISA cuts it at the first white space')
-    _build(path, docs, expansion, lambda part: PisaIndex(str(part), text_field='text'))
+
+    def indexer(part: Path) -> pt.Indexer:
+        free = shutil.disk_usage(part).free
+        if free < _LEAST_ROOM:
+            raise ValueError(f'{part.parent} has room for {free >> 20} MB, and PISA ends the process when a disk is '
+                             'full: make room, or index with engine="terrier"')
+        return PisaIndex(str(part), text_field='text')
+    _build(path, docs, expansion, indexer)
     return PisaIndex(str(path), text_field='text').bm25(k1=k1, b=b, num_results=num_results)
 
 
@@ -107,12 +121,38 @@ def _checked(corpus: Iterable[dict], fits: Callable[[str], bool], rule: str) -> 
 
 def _build(path: Path, docs: Iterator[dict], expansion: pt.Transformer | None,
            indexer: Callable[[Path], pt.Indexer]) -> None:
-    """Index documents unless `path` is there, where the index appears only when all of them are in it.
+    """Index documents unless `path` is there, or is made by another process meanwhile."""
+    if path.exists():
+        return
+    with _alone(path.with_name(path.name + '.lock')):
+        if not path.exists():
+            _index(path, docs, expansion, indexer)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Others wait for this process, which leaves no trace."""
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(folder, wait=True))
+                break
+            except FileNotFoundError:   # the process that was waited for has removed it
+                continue
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _index(path: Path, docs: Iterator[dict], expansion: pt.Transformer | None,
+           indexer: Callable[[Path], pt.Indexer]) -> None:
+    """The index appears only when all documents are in it.
 
     Both engines read in a thread of their own, whose errors they take for the end of the documents.
     """
-    if path.exists():
-        return
     errors: list[BaseException] = [RuntimeError('the engine stopped before it had read all documents')]
 
     def read() -> Iterator[dict]:

@@ -1,11 +1,12 @@
 """From a corpus to a FlexIndex, in batches that are kept: an interruption loses seconds, and no half index is seen."""
 from __future__ import annotations
 
+import numbers
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,8 +16,9 @@ import pyterrier as pt
 import pyterrier_dr
 from more_itertools import chunked, peekable
 from npids import Lookup
+from npids.codecs import FwdFixedBytes
 
-from ._files import fingerprint, locked, move_into_place, read_json, write_json
+from ._files import LOCK, fingerprint, locked, move_into_place, read_json, write_json
 from ._threads import in_order
 from .texts import hash_of
 
@@ -32,35 +34,37 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
     beginning and encodes only what is not there yet; vectors of other passages or of another encoder are not used.
 
     Args:
-        corpus: Dictionaries with docno and the text field; streamed.
-        path: Where the index goes.
+        corpus: Dictionaries with docno (a string or a whole number) and the text field; streamed.
+        path: Where the index goes; a link is followed.
         tokenise: (row of the first, texts of a batch) → what `encode` takes; called in another thread, a batch ahead.
         encode: → float32[n, D], the vectors of a batch.
         key: What the vectors depend on beside the texts.
         text_field: The passages' text.
         batch_size: Passages encoded and kept at a time.
-        overwrite: Replace what is at `path`.
+        overwrite: Replace the dense index at `path`.
         verbose: Show progress.
 
     Returns:
         A fresh object: an index object that was open on the old files would go on answering from them.
 
     Raises:
-        ValueError: `path` exists and `overwrite` is False, the corpus is empty, a passage has no text, or a docno
-            comes twice.
+        ValueError: `path` exists and `overwrite` is False or it is no dense index, `path.part` holds something else,
+            the corpus is empty, a passage has no text or no docno that can be kept, or a docno comes twice.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise ValueError(f'{path} exists: index to a new path, or pass overwrite=True')
+    given, path = path, Path(path)
+    path = path.resolve() if path.is_symlink() else path
+    folder = path.with_name(path.name + '.part')
+    _check_place(path, overwrite)
+    _check_part(folder)
     batches = peekable(_batches(corpus, text_field, batch_size, key))
     if not batches:
         raise ValueError('the corpus has no documents: nothing was indexed')
-    folder = path.with_name(path.name + '.part')
     with locked(folder):
         part = _Part(folder)
         try:
             with Lookup.builder(part.index / 'docnos.npids') as docnos, \
                     pt.tqdm(desc='Encoding', unit='passage', disable=not verbose) as bar:
+                docnos.formats['fixedbytes'] = docnos.seeded_formats['fixedbytes'] = _FixedBytes()
                 for vectors, batch in part.vectors(batches, tokenise, encode):
                     for docno in batch.docnos:
                         docnos.add(docno)
@@ -71,7 +75,49 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
             part.leave()
             raise
         shutil.rmtree(folder)
-    return pyterrier_dr.FlexIndex(str(path))
+    return pyterrier_dr.FlexIndex(str(given))
+
+
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Nothing but a dense index is replaced, and that only where it is asked for."""
+    if not path.exists():
+        return
+    if not overwrite:
+        raise ValueError(f'{path} exists: index to a new path, or pass overwrite=True')
+    meta = read_json(path / 'pt_meta.json') if (path / 'pt_meta.json').exists() else {}
+    is_index = meta.get('type') == pyterrier_dr.FlexIndex.ARTIFACT_TYPE
+    if not path.is_dir() or not is_index and any(path.iterdir()):
+        raise ValueError(f'{path} is no dense index (its pt_meta.json would say so) and is not replaced: index to '
+                         'another path')
+
+
+def _check_part(folder: Path) -> None:
+    """`path.part` holds what an interrupted call left, or nothing: it is emptied and removed in the end."""
+    if not folder.exists():
+        return
+    there = set(os.listdir(folder)) if folder.is_dir() else {folder.name}
+    others = sorted(name for name in there - {LOCK, 'index', 'progress.json'} if not name.startswith('.progress.json.'))
+    if others or 'index' in there and 'progress.json' not in there:
+        raise ValueError(f'{folder}, where vectors are kept until the index is whole, holds something else '
+                         f'({", ".join(others[:5]) or "index without progress.json"}): move it away, or index to '
+                         'another path')
+
+
+class _FixedBytes(FwdFixedBytes):
+    """npids' format for docnos without a pattern, right for a lone one and for prefixes that end within a character.
+
+    A prefix is what docnos begin with in common: all of a lone one, which leaves nothing to read.
+    """
+
+    def seed(self, id: str) -> bool:  # noqa: A002
+        self.is_lone = self.prefix is None
+        super().seed(id)
+        self.prefix = self.prefix[:max(0, self.length - 1)].decode('utf-8', 'ignore').encode()
+        self.length = max(1, self.length)
+        return True
+
+    def size(self) -> int:
+        return 0 if self.is_lone else super().size()   # before the other formats, which lose some lone docnos
 
 
 class _Batch:
@@ -85,14 +131,32 @@ class _Batch:
 def _batches(corpus: Iterable[dict], text_field: str, size: int, key: str) -> Iterator[_Batch]:
     row, distinct = 0, _Distinct()
     for docs in chunked(corpus, size):
-        for doc in docs:
+        for number, doc in enumerate(docs, row):
+            if not isinstance(doc, Mapping):
+                raise ValueError(f'document number {number} is {doc!r:.80}, expected a dictionary with docno and '
+                                 f'{text_field!r} (of a DataFrame: frame.to_dict("records"))')
             if not isinstance(doc.get(text_field), str) or 'docno' not in doc:
-                raise ValueError(f'document {doc.get("docno")!r} (number {row + docs.index(doc)}) has no docno or no '
-                                 f'{text_field!r} that is a string; it has {sorted(doc)}')
-        docnos = [str(doc['docno']) for doc in docs]
+                raise ValueError(f'document {doc.get("docno")!r} (number {number}) has no docno or no {text_field!r} '
+                                 f'that is a string; it has {sorted(map(str, doc))}')
+        docnos = [_docno(doc['docno'], number) for number, doc in enumerate(docs, row)]
         distinct.add(docnos)
         yield _Batch(row, docnos, [doc[text_field] for doc in docs], key)
         row += len(docs)
+
+
+def _docno(docno: Any, number: int) -> str:  # noqa: ANN401
+    if isinstance(docno, bool) or not isinstance(docno, (str, numbers.Integral)):
+        raise ValueError(f'the docno of document number {number} is {docno!r}: give a string or a whole number')
+    docno = str(docno)
+    try:
+        docno.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f'docno {docno!r} (document number {number}) holds half a surrogate pair, which utf-8 cannot '
+                         'write: name the passage otherwise') from error
+    if docno.endswith('\0'):
+        raise ValueError(f'docno {docno!r} (document number {number}) ends in a zero byte, which the index would not '
+                         'give back: name the passage otherwise')
+    return docno
 
 
 class _Distinct:
@@ -123,9 +187,11 @@ class _Part:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.index = folder, folder / 'index'
-        self.index.mkdir(exist_ok=True)
         file = folder / 'progress.json'
-        self.kept: list[dict[str, Any]] = read_json(file) if file.exists() else []
+        if not file.exists():
+            write_json(file, [])   # says whose the folder is
+        self.kept: list[dict[str, Any]] = read_json(file, list)
+        self.index.mkdir(exist_ok=True)
         self.n, self.saved, self.saved_at = 0, len(self.kept), time.monotonic()
         (self.index / 'vecs.f4').touch()
         (self.index / 'docnos.npids').unlink(missing_ok=True)   # made again from the corpus
@@ -198,4 +264,5 @@ class _Part:
             pt.tqdm.write(f'{sum(batch["n"] for batch in self.kept):,} passages are encoded and kept in {self.folder}: '
                           'the same call goes on from there')
         else:
+            shutil.rmtree(self.index, ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -72,7 +72,8 @@ def _hyper_parameters(record: dict) -> str:
 
 
 def _measures(record: dict) -> str:
-    measure = record['training']['measure']
+    import ir_measures
+    measure = str(ir_measures.parse_measure(record['training']['measure']))   # the name that the history has
     values = {entry['step']: entry[measure] for entry in record['history'] if measure in entry}
     rows = {'steps': record['steps'], 'seconds': record['seconds'],
             **{f'validation {measure}, step {step}': f'{value:.4f}' for step, value in values.items()},

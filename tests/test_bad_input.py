@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from pyterrier_tasb import (
     BatchPlan,
@@ -127,6 +127,11 @@ CASES = {
     'labels below 0': (_judged(label=-1), 'no positive passage'),
     'a label that is text': (_judged(label='good'), "first value 'good'"),
     'a missing label': (_judged(label=None), 'are no numbers'),
+    'labels that are quarters': (lambda g: g.fit(g.results, g.qrels.assign(label=g.qrels['label'] / 4)),
+                                 r'120 labels .* no whole numbers \(qids q0, .*first value 0.5\).*multiply'),
+    'validation labels that are halves': (lambda g: g.fit(g.results, g.qrels, g.results, g.qrels.assign(
+        label=g.qrels['label'] / 2)), '60 labels of the validation qrels are no whole numbers'),
+    'an infinite label': (_judged(label=np.inf), 'no whole numbers'),
     'contradicting labels': (lambda g: g.fit(g.results, pd.concat([g.qrels, g.qrels.assign(label=5)])),
                              'different labels'),
     'qrels with decimal docnos': (_judged(docno=2.0), 'holds decimals'),
@@ -168,6 +173,10 @@ CASES = {
     'text in a number': (_scores(ROW + 'high\t1.5\t7\t11\t12\n'), "line 2: the scores are 'high'"),
     'a NaN in a teacher file': (_scores(ROW + 'nan\t1.5\t7\t11\t12\n'), 'line 2: the scores are nan'),
     'an infinite score in a teacher file': (_scores(ROW + 'inf\t1.5\t7\t11\t12\n'), 'line 2'),
+    'an underscore in a teacher file': (_scores(ROW + '1_5\t1.5\t7\t11\t12\n'), "line 2: the scores are '1_5'"),
+    'a teacher file in latin-1': (_scores((ROW + '2\t1\té\t11\t12\n').encode('latin-1')), 'line 2 is not utf-8'),
+    'a text form in latin-1': (lambda g: ScoredPairs.from_text_file(
+        g.file('text.tsv', '1\t2\té\tp\tn\n'.encode('latin-1')), g.folder / 'pairs'), 'line 1 is not utf-8'),
     'an empty teacher file': (_scores(''), 'has no lines'),
     'a teacher file that is no text': (_scores(bytes(range(256)) * 4), 'line 1'),
     'a header in a teacher file': (_scores('pos_score\tneg_score\tqid\tpos\tneg\n' + ROW), 'line 1'),
@@ -179,6 +188,8 @@ CASES = {
     'no known query in a cluster file': (_clusters('x y\nz\n'), 'none of its 3 query ids'),
     'an empty cluster file': (_clusters(''), 'none of its 0 query ids'),
     'a query in two clusters': (_clusters('q1 q2\nq1\n'), 'line 2: query q1 is in more than one cluster'),
+    'a cluster file in latin-1': (_clusters('q1\nq2 é\n'.encode('latin-1')), 'clusters.tsv, line 2 is not utf-8'),
+    'clusters that are no whole numbers': (lambda g: QueryClusters.from_assignment([.7, 1.9]), 'row 0 is 0.7'),
     'clusters numbered beyond k': (lambda g: QueryClusters.from_assignment(np.array([0, 3]), n_clusters=2), '0 to 1'),
     'no clusters at that path': (lambda g: QueryClusters(g.folder / 'nowhere'), 'holds no query clusters'),
     'vectors that are NaN': (lambda g: QueryClusters.fit(np.full((4, 2), np.nan), 2), 'NaN or infinite'),
@@ -192,6 +203,15 @@ CASES = {
     'weights of another size': (lambda g: TasBalanced(g.model_dir(hidden_size=64)), 'cannot be loaded|do not belong'),
     'a broken config': (lambda g: (g.model_dir(), g.file('model/config.json', '{'), TasBalanced(g.folder / 'model')),
                         'config.json is damaged'),
+    'a tokenizer of another model': (lambda g: (g.model_dir(), BertModel(BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(
+            g.folder / 'model'), TasBalanced(g.folder / 'model')), 'the table of embeddings 20 rows'),
+    'settings that are no object': (lambda g: (g.model_dir(), g.file('model/tasb.json', '[1]'), TasBalanced(
+        g.folder / 'model')), 'tasb.json is damaged'),
+    'a layer without a type': (lambda g: (g.model_dir(), g.file('model/modules.json', '[{"path": ""}]'), TasBalanced(
+        g.folder / 'model')), 'modules.json has the entry'),
+    'a model saved over something else': (lambda g: (g.file('thesis.tex', 'x'), TasBalanced(g.model).save(
+        g.folder, overwrite=True)), 'is no model directory and is not replaced'),
     'a length of one token': (lambda g: TasBalanced(g.model, query_max_length=1), 'query_max_length=1'),
     'an unknown precision': (lambda g: TasBalanced(g.model, amp='int4'), "amp='int4' is unknown"),
     'a teacher without weights': (lambda g: LateInteraction(g.model_dir('model.safetensors')), 'model.safetensors'),
@@ -207,8 +227,19 @@ CASES = {
     # configurations, each field: tests/training/test_config.py
     'an unknown measure': (lambda g: Training(measure='best@10'), 'ir_measures does not know it'),
     'a rate below 0': (lambda g: Training(learning_rate=-1), r'learning_rate=-1'),
+    'a tracker that nobody knows': (lambda g: Training(report_to='wandbb'), "report_to='wandbb'"),
+    'a measure that is empty': (lambda g: Training(measure=''), "measure=''"),
+    'a choice that is text': (lambda g: Training(spherical='no'), "spherical='no'"),
     # indexes
     'an empty corpus': (lambda g: TasBalanced(g.model).index([], g.folder / 'index'), 'no documents'),
+    'a corpus that is a frame': (lambda g: TasBalanced(g.model).index(g.topics, g.folder / 'index'), 'to_dict'),
+    'a document that is a tuple': (lambda g: TasBalanced(g.model).index([('d1', 'x')], g.folder / 'index'), 'number 0'),
+    'a docno that is missing': (lambda g: TasBalanced(g.model).index(
+        [{'docno': None, 'text': 'x'}], g.folder / 'index'), 'number 0 is None'),
+    'half a surrogate pair in a docno': (lambda g: TasBalanced(g.model).index(
+        [{'docno': '\ud800', 'text': 'x'}], g.folder / 'index'), 'number 0.*name the passage otherwise'),
+    'an index over something else': (lambda g: (g.file('thesis.tex', 'x'), TasBalanced(g.model).index(
+        [{'docno': 'd1', 'text': 'x'}], g.folder, overwrite=True)), 'is no dense index'),
     'a document without text': (lambda g: TasBalanced(g.model).index([{'docno': 'd1'}], g.folder / 'index'), 'text'),
 }
 

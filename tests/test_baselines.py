@@ -1,8 +1,13 @@
 """BM25 by both engines: the same columns, harmless queries, an index that is whole or not there."""
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import SimpleNamespace
+
 import pandas as pd
 import pyterrier as pt
 import pytest
 
+from pyterrier_tasb import baselines
 from pyterrier_tasb.baselines import available_engine, bm25
 
 ENGINES = ['terrier', 'pisa']
@@ -86,6 +91,36 @@ def test_parameters_reach_the_engine(engine, sparse, there, toy_topics):
 def test_an_index_that_is_there_is_used_as_it_is(engine, sparse, there, toy_topics):
     again = bm25(failing([], AssertionError('the corpus was read')), there, engine=engine, num_results=20)
     pd.testing.assert_frame_equal(sparse.retriever(toy_topics), again.retriever(toy_topics))
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_who_comes_second_waits_and_opens_what_is_there(toy_corpus, toy_topics, tmp_path, monkeypatch, fails):
+    waiting, second = Event(), []
+    monkeypatch.setattr(pt.tqdm, 'write', lambda said: waiting.set() if 'waiting for another' in said else None)
+    with ThreadPoolExecutor(1) as pool:
+        def slowly():
+            yield from toy_corpus[:60]
+            others = toy_corpus if fails else failing([], AssertionError('the corpus was read'))
+            second.append(pool.submit(bm25, others, tmp_path / 'index', engine='pisa'))
+            assert waiting.wait(60)
+            if fails:
+                raise RuntimeError('the disk is gone')
+            yield from toy_corpus[60:]
+        try:
+            bm25(slowly(), tmp_path / 'index', engine='pisa')
+        except RuntimeError:
+            assert fails
+        found = second[0].result().retriever(toy_topics)
+    assert set(found['docno']) == {doc['docno'] for doc in toy_corpus}
+    assert [path.name for path in tmp_path.iterdir()] == ['index.pisa']
+    assert '.lock' not in [path.name for path in (tmp_path / 'index.pisa').iterdir()]
+
+
+def test_pisa_is_not_started_on_a_disk_that_is_nearly_full(toy_corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(baselines.shutil, 'disk_usage', lambda path: SimpleNamespace(free=30 << 20))
+    with pytest.raises(ValueError, match='has room for 30 MB.*make room, or index with engine="terrier"'):
+        bm25(toy_corpus, tmp_path / 'index', engine='pisa')
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('n_before, error', [(0, KeyError('text')), (60, RuntimeError('the disk is gone'))])

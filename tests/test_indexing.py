@@ -2,6 +2,7 @@
 import os
 
 import numpy as np
+import pandas as pd
 import pyterrier_dr
 import pytest
 from filelock import FileLock
@@ -106,7 +107,11 @@ def test_two_processes_do_not_write_one_index(tmp_path):
     ({'docno': 'd3', 'text': 'word 1'}, "docno 'd3' comes twice"),
     ({'docno': 'd21', 'text': 'word 1'}, "docno 'd21' comes twice"),
     ({'docno': 'd99'}, "'d99'.*'text'"), ({'text': 'no docno 1'}, 'docno'), ({'docno': 'd99', 'text': None}, "'d99'"),
-    ({'docno': 'd99', 'text': float('nan')}, "'d99'"),
+    ({'docno': 'd99', 'text': float('nan')}, "'d99'"), (('d99', 'word 1'), r"number 22 is \('d99', 'word 1'\)"),
+    (None, 'number 22 is None'), ('d99', 'frame.to_dict'), ({'docno': None, 'text': 'x 1'}, 'number 22 is None: give'),
+    ({'docno': float('nan'), 'text': 'x 1'}, 'number 22 is nan'), ({'docno': 2.0, 'text': 'x 1'}, 'number 22 is 2.0'),
+    ({'docno': True, 'text': 'x 1'}, 'number 22 is True'), ({'docno': 'd\ud800', 'text': 'x 1'}, r"'d\\ud800'.*utf-8"),
+    ({'docno': 'd99\0', 'text': 'x 1'}, r"'d99\\x00'.*zero byte"),
 ])
 def test_a_bad_passage_is_named_and_what_came_before_is_kept(tmp_path, doc, message):
     with pytest.raises(ValueError, match=message):
@@ -129,6 +134,80 @@ def test_any_repetition_of_a_docno_is_found(tmp_path, ids):
     for again in ids:
         with pytest.raises(ValueError, match=f"'{again}' comes twice"):
             built(tmp_path / 'index', [{'docno': i, 'text': 'word 1'} for i in [*ids, again]])
+
+
+def test_a_frame_is_refused_with_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match=r"document number 0 is 'docno'.*frame.to_dict\(\"records\"\)"):
+        built(tmp_path / 'index', pd.DataFrame(CORPUS))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('ids', [
+    ['d0'], ['d0001'], ['20240101120000'], ['é'], ['c130705d57319b04f39b8c77989e1a09'], [''], ['é', 'è', 'ê'],
+    [f'a{i * i}' for i in range(256)] + ['x'], [f'a{i * i}' for i in range(300)] + ['жб'], ['ab', 'abc', 'abd'],
+    [3, 5]])
+def test_docnos_come_back(tmp_path, ids):
+    index = built(tmp_path / 'index', [{'docno': i, 'text': 'word 1'} for i in ids])
+    ids = list(map(str, ids))
+    docnos, vectors, _ = index.payload()
+    assert list(docnos) == ids and len(vectors) == len(ids)
+    assert [str(docnos.fwd[row]) for row in range(len(ids))] == ids
+    assert [docnos.inv[i] for i in ids] == list(range(len(ids)))
+    assert [path.name for path in tmp_path.iterdir()] == ['index']
+
+
+def tree(folder):
+    return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob('*')}
+
+
+@pytest.mark.parametrize('there', [['thesis.tex'], ['index/vecs.f4'], ['progress.json', '.git/HEAD'], ['.git/HEAD'],
+                                   ['progress.json', 'index/vecs.f4', 'mine']], ids=str)
+def test_a_part_of_someone_else_is_not_touched(tmp_path, there):
+    for name in there:
+        (tmp_path / 'index.part' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'index.part' / name).write_text('[]')
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=r'index.part.* holds something else \(.*\): move it away'):
+        built(tmp_path / 'index')
+    assert tree(tmp_path) == before
+
+
+def test_a_part_that_is_a_file_is_not_touched(tmp_path):
+    (tmp_path / 'index.part').write_text('mine')
+    with pytest.raises(ValueError, match='index.part.* holds something else'):
+        built(tmp_path / 'index')
+    assert (tmp_path / 'index.part').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('there', [{'precious': 'x'}, {'pt_meta.json': '{"type": "sparse_index"}'}, None], ids=str)
+def test_what_is_no_dense_index_is_not_replaced(tmp_path, there):
+    if there is None:
+        (tmp_path / 'index').write_text('a file')
+    else:
+        (tmp_path / 'index').mkdir()
+        for name, text in there.items():
+            (tmp_path / 'index' / name).write_text(text)
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match='is no dense index .* and is not replaced'):
+        built(tmp_path / 'index', overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_an_index_or_an_empty_directory_is_replaced(tmp_path):
+    (tmp_path / 'index').mkdir()
+    built(tmp_path / 'index', CORPUS[:5], overwrite=True)
+    with pytest.raises(ValueError, match='index exists'):
+        built(tmp_path / 'index')
+    assert len(built(tmp_path / 'index', overwrite=True)) == 23
+
+
+def test_what_a_link_points_to_is_replaced(tmp_path):
+    built(tmp_path / 'disk' / 'real', CORPUS[:5])
+    (tmp_path / 'index').symlink_to('disk/real')
+    index = built(tmp_path / 'index', overwrite=True)
+    assert (tmp_path / 'index').is_symlink() and index.index_path == tmp_path / 'index'
+    assert contents(index) == contents(pyterrier_dr.FlexIndex(str(tmp_path / 'disk' / 'real')))
+    assert len(index) == 23 and [path.name for path in (tmp_path / 'disk').iterdir()] == ['real']
 
 
 # ---- with the encoder ----------------------------------------------------------------------------------------------

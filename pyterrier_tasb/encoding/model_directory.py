@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,13 @@ _LENGTHS = {'query_max_length': 30, 'doc_max_length': 200}   # Hofstätter et al
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json', 'sentencepiece.bpe.model', 'spiece.model',
                     'tokenizer.model')
 _HUB_FILES = ['*.json', '*.safetensors', '*.txt', '*.model', '*/config.json', '*.py']
+# what models are saved with, by the libraries and by us; a directory with anything else in it is not replaced
+_MODEL_FILES = ('config*.json', 'model.*', 'model-*', 'pytorch_model*', 'tokenizer*.json', 'tokenizer.model', 'vocab.*',
+                'merges.txt', '*.bpe.model', 'spiece.model', 'special_tokens_map.json', 'added_tokens.json',
+                'chat_template*', 'modules.json', 'sentence_*_config.json', 'generation_config.json', 'modeling_*.py',
+                'configuration_*.py', 'README.md', 'LICENSE*', '.gitattributes', 'artifact.metadata', 'tasb.json',
+                'training_record.json')
+_MODEL_FOLDERS = ('[0-9]_[A-Z]*', 'onnx', 'openvino', '.cache')
 _HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
 _POOLING_FLAGS = {'pooling_mode_cls_token': 'cls', 'pooling_mode_mean_tokens': 'mean',
                   'pooling_mode_max_tokens': 'max', 'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
@@ -59,6 +67,8 @@ def load(name_or_path: str | os.PathLike, *, trust_remote_code: bool = False) ->
     inner, pooling, normalize = _sentence_transformers_modules(path)
     settings = read_json(path / 'tasb.json') if (path / 'tasb.json').exists() else {}
     model, tokenizer = _model(inner, trust_remote_code), _tokenizer(inner, trust_remote_code)
+    _check_vocabulary(path, model, tokenizer)
+    _check_finite(f'{path} cannot be used', model)
     most = min(_sentence_length(inner), tokenizer.model_max_length)
     options = {'pooling': pooling, 'normalize': normalize,
                **{name: settings.pop(name, min(length, most)) for name, length in _LENGTHS.items()}}
@@ -88,9 +98,8 @@ def _sentence_transformers_modules(path: Path) -> tuple[Path, str, bool]:
     if not (path / 'modules.json').exists():
         return path, 'cls', False
     inner, pooling, normalize = path, 'mean', False
-    for module in read_json(path / 'modules.json'):
-        kind = str(module['type']).rpartition('.')[2]
-        folder = _inside(path, module.get('path') or '')
+    for module in read_json(path / 'modules.json', list):
+        kind, folder = _kind_and_folder(path, module)
         if kind == 'Transformer':
             inner = folder
         elif kind == 'Pooling':
@@ -102,6 +111,14 @@ def _sentence_transformers_modules(path: Path) -> tuple[Path, str, bool]:
                              'and Normalize can be used here')
     _warn_of_prompts(path)
     return inner, pooling, normalize
+
+
+def _kind_and_folder(path: Path, module: Any) -> tuple[str, Path]:  # noqa: ANN401
+    kind, folder = (module.get('type'), module.get('path') or '') if isinstance(module, dict) else (None, '')
+    if not isinstance(kind, str) or not isinstance(folder, str):
+        raise ValueError(f'{path}/modules.json has the entry {module!r:.200}: expected type and path, both strings, as '
+                         'sentence-transformers writes them')
+    return kind.rpartition('.')[2], _inside(path, folder)
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -130,7 +147,10 @@ def _warn_of_prompts(path: Path) -> None:
 
 def _sentence_length(path: Path) -> int:
     file = path / 'sentence_bert_config.json'
-    return (read_json(file).get('max_seq_length') if file.exists() else None) or 10**9
+    length = read_json(file).get('max_seq_length') if file.exists() else None
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 0):
+        raise ValueError(f'{file} says max_seq_length={length!r}: expected a whole number of tokens')
+    return length or 10**9
 
 
 def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
@@ -175,6 +195,19 @@ def _tokenizer(path: Path, trust_remote_code: bool) -> PreTrainedTokenizerBase:
         raise ValueError(f'the tokenizer in {path} cannot be loaded: {type(error).__name__}: {error}') from error
 
 
+def _check_vocabulary(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    rows, ids = model.get_input_embeddings().weight.shape[0], 1 + max(tokenizer.get_vocab().values())
+    if rows < ids:
+        raise ValueError(f'{path}: the tokenizer has {ids} ids, the table of embeddings {rows} rows: they do not '
+                         'belong together; put the tokenizer that the model was trained with beside it')
+
+
+def _check_finite(what: str, model: PreTrainedModel) -> None:
+    bad = [name for name, weights in model.named_parameters() if not torch.isfinite(weights).all()]
+    if bad:
+        raise ValueError(f'{what}: {len(bad)} of its tensors are NaN or infinite in places ({_some(bad)})')
+
+
 def _some(names: list[str]) -> str:
     return ', '.join(names[:5]) + (', …' if len(names) > 5 else '') or 'nothing'
 
@@ -203,20 +236,21 @@ def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
 
     Args:
         encoder: What to write.
-        path: Where to.
+        path: Where to; a link is followed.
         overwrite: Whether another model may be there, which is then replaced.
         extra_files: Text files to put beside it, by name.
         settings: Values to keep with it, over those that the encoder was loaded with.
 
     Raises:
-        ValueError: `path` exists, and `overwrite` is False or it is no model directory.
+        ValueError: `path` exists, and `overwrite` is False or it holds anything but a model; or a weight is NaN or
+            infinite.
     """
     path = Path(path)
     if path.exists():
         if not overwrite:
             raise ValueError(f'{path} exists: pass overwrite=True to replace it, or give another path')
-        if not path.is_dir() or (any(path.iterdir()) and not (path / 'config.json').exists()):
-            raise ValueError(f'{path} is no model directory and is not replaced: give another path')
+        _check_replaceable(path)
+    _check_finite('the model is not saved', encoder.model)
     with atomic_dir(path, overwrite=overwrite) as part:
         with _quiet():
             encoder.model.save_pretrained(part)
@@ -227,6 +261,17 @@ def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
         for name, text in (extra_files or {}).items():
             _inside(part, name).write_text(text, encoding='utf-8')
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    names = sorted(os.listdir(path)) if path.is_dir() else None
+    if names is None or names and not {'config.json', 'modules.json'} & set(names):
+        raise ValueError(f'{path} is no model directory and is not replaced: give another path')
+    others = [name for name in names if not any(
+        fnmatch(name, known) for known in (_MODEL_FOLDERS if (path / name).is_dir() else _MODEL_FILES))]
+    if others:
+        raise ValueError(f'{path} holds more than a model ({_some(others)}) and is not replaced: move that away, or '
+                         'give another path')
 
 
 def _portable_tokenizer(encoder: Encoder) -> PreTrainedTokenizerBase:

@@ -27,7 +27,7 @@ def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataF
         context: The transformer that asks.
 
     Raises:
-        ValueError: No frame, no rows, a label that is no number, contradicting labels, or no positive label.
+        ValueError: No frame, no rows, a label that is no whole number, contradicting labels, or no positive label.
     """
     if not isinstance(qrels, pd.DataFrame):
         raise ValueError(f'{what} qrels must be a DataFrame with columns qid, docno, label; got {type(qrels).__name__}')
@@ -40,6 +40,11 @@ def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataF
         bad = qrels[labels.isna()]
         raise ValueError(f'{len(bad)} labels of the {what} qrels are no numbers (qids {first(bad["qid"])}, first '
                          f'value {bad["label"].iloc[0]!r}): remove or repair these rows')
+    parts = qrels[labels.astype(float) % 1 != 0]
+    if len(parts):
+        raise ValueError(f'{len(parts)} labels of the {what} qrels are no whole numbers (qids {first(parts["qid"])}, '
+                         f'first value {parts["label"].iloc[0]}), and measures would cut them off: multiply all until '
+                         'they are, qrels.assign(label=4 * qrels["label"]) for quarters')
     qrels = qrels.assign(label=labels)[['qid', 'docno', 'label']].drop_duplicates()
     twice = qrels[qrels.duplicated(['qid', 'docno'], keep=False)]
     if len(twice):

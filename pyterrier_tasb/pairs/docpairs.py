@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,30 +13,104 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .checks import check_scores, first
-from .results import from_frame
+from .._files import LOCK, claim, locked
+from .checks import check_scores, first, name_of
+from .pipeline import _read, _write
 from .store import ScoredPairs
 
 _CHUNK = 4096   # pairs scored at a time
+_IDS = ['qid', 'pos', 'neg']
+_ROW = np.dtype([('qid', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 
 
 def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None, *,
                   teacher: pt.Transformer | None = None) -> ScoredPairs:
     """Pairs in the vocabulary of ir_datasets: `query_id`, `doc_id_a` (the better one), `doc_id_b`.
 
+    A pair costs 16 bytes while they are read, and every id its string once.
+
     Args:
         docpairs: Objects with these attributes, or mappings with these keys. A `margin`, where there is one, is
             the teacher's.
-        path: Where the pairs go; None keeps them in memory.
+        path: Where the pairs go; None keeps them in memory. Beside it, `path.chunks` keeps what the teacher has scored
+            until all is: the same call after an interruption goes on from there.
         teacher: Scores (qid, docno); it looks up query and passage itself. None takes the pairs' margins, or 0.
 
     Raises:
-        ValueError: There are no pairs, an attribute is missing, or the teacher leaves a candidate unscored.
+        ValueError: There are no pairs, an attribute is missing, the teacher leaves a candidate unscored, `path` exists,
+            or its chunks are of other docpairs or of another teacher.
     """
-    parts = [_scored(frame, teacher) if teacher is not None else frame for frame in _frames(docpairs)]
+    if path is not None and Path(path).exists():
+        raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
+    frames = _frames(docpairs)
+    if teacher is None or path is None:
+        return _pairs((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
+    folder = Path(f'{path}.chunks')
+    if folder.exists() and not (folder / 'run.json').exists() and set(os.listdir(folder)) - {LOCK}:
+        raise ValueError(f'{folder}, where unfinished chunks would go, holds other files: give another path')
+    with locked(folder):
+        claim(folder, 'chunks', {'teacher': name_of(teacher), 'chunk': _CHUNK})
+        try:
+            pairs = _pairs(_kept(frames, teacher, folder), path)
+        except BaseException:
+            if not any(folder.glob('*.npz')):
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+    return pairs
+
+
+def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path) -> Iterator[pd.DataFrame]:
+    """Scored frames: margins that are in the folder are read, the others are put there."""
+    number, n_files = 1, 0
+    for frame in frames:
+        file = folder / f'{number - 1:09d}.npz'
+        if file.exists():
+            kept = _read(file)
+            _check_same(folder, number, kept, frame)
+            frame = frame.assign(margin=kept['margin'])
+        else:
+            frame = _scored(frame, teacher)
+            _write(file, frame)
+        yield frame
+        number, n_files = number + len(frame), n_files + 1
+    if len(list(folder.glob('*.npz'))) > n_files > 0:
+        raise ValueError(f'{folder} holds scores of more docpairs than the {number - 1} that were given. Use another '
+                         'path, or delete it')
+
+
+def _check_same(folder: Path, number: int, there: pd.DataFrame, now: pd.DataFrame) -> None:
+    theirs, ours = (frame[_IDS].to_numpy().tolist() for frame in (there, now))
+    for i, (one, other) in enumerate(zip_longest(theirs, ours, fillvalue='nothing'), number):
+        if one != other:
+            raise ValueError(f'{folder} holds scores of other docpairs: number {i} is {one} there, {other} now. Use '
+                             'another path, or delete it')
+
+
+def _pairs(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None) -> ScoredPairs:
+    queries: dict[str, int] = {}
+    docs: dict[str, int] = {}
+    parts = []
+    for frame in frames:
+        rows = np.empty(len(frame), dtype=_ROW)
+        for name, numbers in zip(_IDS, (queries, docs, docs)):
+            rows[name] = [numbers.setdefault(i, len(numbers)) for i in frame[name]]
+        rows['margin'] = frame['margin']
+        parts.append(rows)
     if not parts:
         raise ValueError('the docpairs are empty: expected objects with query_id, doc_id_a and doc_id_b')
-    return from_frame(pd.concat(parts, ignore_index=True), path)
+    rows = np.concatenate(parts)
+    del parts
+    query_rank, doc_rank = _ranks(queries), _ranks(docs)
+    return ScoredPairs.from_arrays(path, sorted(queries), sorted(docs), query_rank[rows['qid']], doc_rank[rows['pos']],
+                                   doc_rank[rows['neg']], rows['margin'])
+
+
+def _ranks(numbers: dict[str, int]) -> np.ndarray:
+    """uint32[n], where the id of each number is among the sorted ones."""
+    ranks = np.empty(len(numbers), dtype=np.uint32)
+    ranks[[numbers[name] for name in sorted(numbers)]] = np.arange(len(numbers), dtype=np.uint32)
+    return ranks
 
 
 def _frames(docpairs: Iterable[Any]) -> Iterator[pd.DataFrame]:
@@ -44,7 +121,7 @@ def _frames(docpairs: Iterable[Any]) -> Iterator[pd.DataFrame]:
             number += 1
             rows.append(tuple(str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b'))
                         + (float(_get(pair, 'margin', number, 0.0)),))
-        yield pd.DataFrame(rows, columns=['qid', 'pos', 'neg', 'margin'])
+        yield pd.DataFrame(rows, columns=[*_IDS, 'margin'])
 
 
 _REQUIRED = object()

@@ -36,8 +36,9 @@ class _NotNumbersError(Exception):
 def from_teacher_file(file: str | os.PathLike, path: str | os.PathLike, *, n_threads: int = 2) -> ScoredPairs:
     """Pairs of a published teacher file: pos_score, neg_score, query_id, pos_pid, neg_pid.
 
-    Columns are separated by any white space; the file may be gzip. Ids that are numbers cost four bytes each, and
-    40 million lines less than 1 GB; other ids are kept in dictionaries while the file is read.
+    Columns are separated by spaces and tabs, or other white space of ASCII; a no-break space is part of an id. The file
+    is utf-8 and may be gzip. Ids that are numbers cost four bytes each, and 40 million lines less than 1 GB; other ids
+    are kept in dictionaries while the file is read.
 
     Args:
         file: The teacher file.
@@ -45,7 +46,7 @@ def from_teacher_file(file: str | os.PathLike, path: str | os.PathLike, *, n_thr
         n_threads: Blocks that are parsed at a time.
 
     Raises:
-        ValueError: A line is malformed or a score no finite number; the message names file and line.
+        ValueError: A line is malformed or not utf-8, or a score no finite number; the message names file and line.
     """
     if Path(path).exists():
         raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
@@ -66,12 +67,12 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
         path: Where the pairs go.
 
     Raises:
-        ValueError: A line is malformed; the message names file and line.
+        ValueError: A line is malformed or not utf-8; the message names file and line.
     """
     queries: dict[str, int] = {}
     docs: dict[str, int] = {}
     with atomic_dir(path) as part:
-        rows = _table(file, (_fields(file, number, line.rstrip('\r'), '\t', _TEXT_COLUMNS)
+        rows = _table(file, (_fields(file, number, line.rstrip(b'\r'), b'\t', _TEXT_COLUMNS)
                              for block in _blocks(file) for number, line in _lines(*block)), queries, docs)
         part.rmdir()
         ScoredPairs.from_arrays(part, [f'q{i}' for i in range(len(queries))], [f'd{i}' for i in range(len(docs))],
@@ -216,9 +217,11 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
 
 
 def _is_spelt_oddly(block: bytes) -> bool:
-    """Whether a number may be written otherwise than `str` would: 007 or +7."""
-    odd = (b'+', *(b'0%d' % digit for digit in range(10)))
-    return any(b'%c%b' % (space, start) in block for space in b'\t ' for start in odd)
+    """Whether a number may be written otherwise than `str` would: 007, +7, -0, or with a zero byte."""
+    starts = (b'+', b'-00', *(b'0%d' % digit for digit in range(10)))
+    odd = [b'\0', *(b'-0%c' % end for end in b'\t \r\n'),
+           *(b'%c%b' % (space, start) for space in b'\t ' for start in starts)]
+    return block.endswith(b'-0') or any(spelling in block for spelling in odd)
 
 
 def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:
@@ -246,17 +249,21 @@ def _table(file: str | os.PathLike, lines: Iterable[tuple[float, str, str, str]]
     return rows
 
 
-def _lines(first: int, block: bytes) -> Iterator[tuple[int, str]]:
+def _lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:
     """(number, line) of the lines that are not blank."""
-    for number, line in enumerate(block.decode('utf-8', 'replace').split('\n'), first):
+    for number, line in enumerate(block.split(b'\n'), first):
         if line.strip():
             yield number, line
 
 
-def _fields(file: str | os.PathLike, number: int, line: str, separator: str | None = None,
+def _fields(file: str | os.PathLike, number: int, line: bytes, separator: bytes | None = None,
             columns: tuple[str, ...] = _COLUMNS) -> tuple[float, str, str, str]:
     """(margin, query, positive, negative) of a line."""
-    fields = line.split(separator)
+    try:
+        fields = [field.decode() for field in line.split(separator)]
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{file}, line {number} is not utf-8 ({line[:40]!r}): convert the file, with iconv for example'
+                         ) from error
     if len(fields) != 5:
         raise ValueError(f'{file}, line {number}: {len(fields)} columns, expected 5 separated by '
                          f'{"tabs" if separator else "white space"}: {", ".join(columns)}')
@@ -265,10 +272,16 @@ def _fields(file: str | os.PathLike, number: int, line: str, separator: str | No
 
 def _margin(file: str | os.PathLike, number: int, fields: list[str]) -> float:
     try:
-        margin = float(fields[0]) - float(fields[1])
+        margin = _score(fields[0]) - _score(fields[1])
     except ValueError as error:
         raise ValueError(f'{file}, line {number}: the scores are {fields[0]!r} and {fields[1]!r}, expected '
                          'numbers') from error
     if not abs(margin) <= _MOST_MARGIN:
         raise ValueError(f'{file}, line {number}: the scores are {fields[0]} and {fields[1]}, expected finite numbers')
     return margin
+
+
+def _score(field: str) -> float:
+    if '_' in field or not field.isascii():   # float() reads 1_5, and the digits of every script
+        raise ValueError(field)
+    return float(field)

@@ -68,14 +68,14 @@ class QueryClusters(pt.Artifact):
             n_clusters: k; None takes the largest cluster in `assignment`.
 
         Raises:
-            ValueError: A cluster number is out of range, or no query has a cluster.
+            ValueError: A cluster number is no whole number or out of range, or no query has a cluster.
         """
         clusters = cls.__new__(cls)
         clusters._set(assignment, centroids, n_clusters)
         return clusters
 
     def _set(self, assignment: np.ndarray, centroids: np.ndarray | None, n_clusters: int | None) -> None:
-        self.assignment = np.asarray(assignment, dtype=np.int32)
+        self.assignment = _whole_numbers(np.asarray(assignment))
         self.centroids = centroids
         if self.assignment.ndim != 1 or not (self.assignment >= 0).any():
             raise ValueError('no query has a cluster')
@@ -162,13 +162,15 @@ class QueryClusters(pt.Artifact):
             qids: The training queries' ids; ids of the file that are not among them are counted and passed over.
 
         Raises:
-            ValueError: An id is in two clusters, or none is among `qids`.
+            ValueError: A line is not utf-8, an id is in two clusters, or none is among `qids`.
         """
         row = {str(qid): i for i, qid in enumerate(qids)}
         assignment = np.full(len(row), -1, dtype=np.int32)
         unknown, cluster = 0, 0
-        with open(path, encoding='utf-8-sig') as lines:
+        with open(path, encoding='utf-8-sig', errors='surrogateescape') as lines:
             for number, line in enumerate(lines, 1):
+                if not _is_utf8(line):
+                    raise ValueError(f'{path}, line {number} is not utf-8: convert the file, with iconv for example')
                 for qid in line.split():
                     i = row.get(qid)
                     if i is None:
@@ -195,3 +197,20 @@ class QueryClusters(pt.Artifact):
 
     def __repr__(self) -> str:
         return f'QueryClusters({self.n_clusters} clusters of {int((self.assignment >= 0).sum())} queries)'
+
+
+def _whole_numbers(given: np.ndarray) -> np.ndarray:
+    if given.dtype.kind not in 'iuf':
+        raise ValueError(f'clusters are given as {given.dtype}: expected whole numbers')
+    with np.errstate(invalid='ignore'):   # what is no number is found below
+        assignment = given.astype(np.int32)
+    odd = np.flatnonzero(assignment != given)
+    if len(odd):
+        raise ValueError(f'{len(odd)} clusters are no whole numbers below 2**31, that of query row {odd[0]} is '
+                         f'{given.flat[odd[0]]}')
+    return assignment
+
+
+def _is_utf8(line: str) -> bool:
+    """Whether a line had no bytes that were escaped when it was read."""
+    return line.isascii() or not any('\ud800' <= sign <= '\udfff' for sign in line)

@@ -1,4 +1,5 @@
 """Pairs in the vocabulary of ir_datasets."""
+import tracemalloc
 from collections import namedtuple
 from types import SimpleNamespace
 
@@ -92,3 +93,89 @@ def test_margins_that_are_no_numbers_are_an_error(margin):
 def test_a_teacher_must_score_every_candidate(scorer, error, message):
     with pytest.raises(error, match=message):
         ScoredPairs.from_docpairs(map(DocPair._make, IDS), teacher=scorer)
+
+
+# ---- interrupted ---------------------------------------------------------------------------------------------------
+
+class Stops(pt.Transformer):
+    """Scores by the numbers in the ids; stops at call number `stop_at`."""
+
+    def __init__(self, stop_at=None, name='it'):
+        self.stop_at, self.name, self.calls = stop_at, name, 0
+
+    def transform(self, frame):
+        self.calls += 1
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+        return teacher()(frame)
+
+    def __repr__(self):
+        return f'Stops({self.name})'
+
+
+MANY = [(f'q{i % 3}', f'd{i}', f'd{i + 1}') for i in range(10)]
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """The path of a call that stopped in the third of four chunks."""
+    monkeypatch.setattr(docpairs_module, '_CHUNK', 3)
+    with pytest.raises(KeyboardInterrupt):
+        ScoredPairs.from_docpairs(map(DocPair._make, MANY), tmp_path / 'pairs', teacher=Stops(3))
+    assert [path.name for path in tmp_path.iterdir()] == ['pairs.chunks']
+    return tmp_path / 'pairs'
+
+
+def test_the_same_call_scores_what_is_missing_only(interrupted):
+    scorer = Stops()
+    pairs = ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=scorer)
+    assert scorer.calls == 2 and len(list(interrupted.parent.iterdir())) == 1
+    whole = ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted.with_name('whole'), teacher=Stops())
+    assert pairs.fingerprint == whole.fingerprint and rows(pairs) == sorted((*ids, 1.0) for ids in MANY)
+
+
+@pytest.mark.parametrize('others, options, message', [
+    ([*MANY[:4], ('q9', 'd4', 'd5'), *MANY[5:]], {},
+     r"number 5 is \['q1', 'd4', 'd5'\] there, \['q9', 'd4', 'd5'\] now"),
+    (MANY[:5], {}, r"number 6 is \['q2', 'd5', 'd6'\] there, nothing now"),
+    (MANY[:3], {}, 'of more docpairs than the 3 that were given'),
+    (MANY, dict(name='other'), r"teacher \('Stops\(it\)' there, 'Stops\(other\)' now\)"),
+], ids=str)
+def test_chunks_of_something_else_are_refused_with_the_difference(interrupted, others, options, message):
+    with pytest.raises(ValueError, match=message):
+        ScoredPairs.from_docpairs(map(DocPair._make, others), interrupted, teacher=Stops(**options))
+    assert not interrupted.exists()
+    assert len(ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Stops())) == 10
+
+
+def test_pairs_that_are_there_are_refused_before_any_work(tmp_path):
+    ScoredPairs.from_docpairs(map(DocPair._make, IDS), tmp_path / 'pairs')
+    scorer = Stops()
+    with pytest.raises(ValueError, match='pairs exists: ScoredPairs'):
+        ScoredPairs.from_docpairs(map(DocPair._make, IDS), tmp_path / 'pairs', teacher=scorer)
+    assert not scorer.calls
+
+
+def test_files_of_someone_else_are_not_touched(tmp_path):
+    (tmp_path / 'pairs.chunks').mkdir()
+    (tmp_path / 'pairs.chunks' / 'precious').write_text('x')
+    with pytest.raises(ValueError, match='holds other files'):
+        ScoredPairs.from_docpairs(map(DocPair._make, IDS), tmp_path / 'pairs', teacher=Stops())
+    assert [path.name for path in (tmp_path / 'pairs.chunks').iterdir()] == ['precious']
+
+
+@pytest.mark.parametrize('docpairs', [[], [{'query_id': 'q1'}]])
+def test_nothing_is_left_where_nothing_was_scored(tmp_path, docpairs):
+    with pytest.raises(ValueError, match='expected'):
+        ScoredPairs.from_docpairs(docpairs, tmp_path / 'pairs', teacher=Stops())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pair_costs_no_strings_of_its_own():
+    docpairs = ({'query_id': f'query {i % 50}', 'doc_id_a': f'doc {i % 500}', 'doc_id_b': f'doc {i % 501}'}
+                for i in range(200_000))
+    tracemalloc.start()
+    pairs = ScoredPairs.from_docpairs(docpairs)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) == 200_000 and most < 200_000 * 100   # bytes; three strings alone take 150

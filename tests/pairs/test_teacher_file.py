@@ -79,7 +79,7 @@ def test_ids_come_back_as_they_are_written(tmp_path, ids):
 
 
 @pytest.mark.parametrize('column', [2, 4])
-@pytest.mark.parametrize('odd', ['x1', '007', '+7', '5.0', '99999999999'])
+@pytest.mark.parametrize('odd', ['x1', '007', '+7', '5.0', '99999999999', '-0', '-00', '-000', '7\0', 'a\xa0b', '٧'])
 def test_one_odd_id_late_in_the_file_changes_no_other(tmp_path, monkeypatch, column, odd):
     monkeypatch.setattr(teacher_file, '_BLOCK', 2000)
     lines = [list(line) for line in some_lines()]
@@ -141,6 +141,9 @@ BROKEN = {
     'infinite': ('inf\t2\t3\t4\t5\n', 'line {}: the scores are inf'),
     'both infinite': ('inf\tinf\t3\t4\t5\n', 'line {}: the scores are inf'),
     'beyond float32': ('1e39\t2\t3\t4\t5\n', 'line {}: the scores are 1e39'),
+    'an underscore in a score': ('1_5\t2\t3\t4\t5\n', "line {}: the scores are '1_5' and '2', expected numbers"),
+    'digits of another script': ('1\t٢\t3\t4\t5\n', "line {}: the scores are '1' and '٢', expected numbers"),
+    'white space within an id': ('1\t2\t3\x0b3\t4\t5\n', 'line {}: 6 columns'),
     'truth': ('True\tFalse\t3\t4\t5\n', "line {}: the scores are 'True'"),
     'header': ('pos\tneg\tquery\tp\tn\n', "line {}: the scores are 'pos'"),
     'commas': ('1,2,3,4,5\n', 'line {}: 1 columns'),
@@ -233,3 +236,26 @@ def test_a_missing_file_leaves_nothing(tmp_path):
         with pytest.raises(FileNotFoundError, match='scores'):
             read(tmp_path / 'scores', tmp_path / 'pairs')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n', ''])
+@pytest.mark.parametrize('separator', ['\t', ' '])
+@pytest.mark.parametrize('odd', ['-0', '-00', '0\0'])
+def test_zeros_of_other_spelling_are_other_ids(tmp_path, end, separator, odd):
+    lines = [('2', '-0.5', '0', '11', '0'), ('-0', '1', odd, '11', odd)]
+    pairs = ScoredPairs.from_teacher_file(write(tmp_path / 'scores', join(lines, separator)[:-1] + end),
+                                          tmp_path / 'pairs')
+    assert rows(pairs) == sorted([('0', '11', '0', 2.5), (odd, '11', odd, -1.0)])
+
+
+@pytest.mark.parametrize('read, other', [(ScoredPairs.from_teacher_file, 'D1'), (ScoredPairs.from_teacher_file, '1'),
+                                         (ScoredPairs.from_text_file, 'a text')], ids=['strings', 'numbers', 'text'])
+@pytest.mark.parametrize('encoding, line', [('latin-1', 3), ('utf-16', 1)])
+@pytest.mark.parametrize('block', [10, 1 << 20])
+def test_a_file_that_is_not_utf_8_is_named_with_the_line(tmp_path, monkeypatch, read, other, encoding, line, block):
+    monkeypatch.setattr(teacher_file, '_BLOCK', block)
+    lines = [('2', '1', i, other, other) for i in (other, other, 'é', 'è')]
+    write(tmp_path / 'scores.tsv', join(lines).encode(encoding))
+    with pytest.raises(ValueError, match=f'scores.tsv, line {line} is not utf-8'):
+        read(tmp_path / 'scores.tsv', tmp_path / 'pairs')
+    assert [path.name for path in tmp_path.iterdir()] == ['scores.tsv']

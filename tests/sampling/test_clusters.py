@@ -106,6 +106,21 @@ def test_assignments_that_make_no_sense(assignment, n_clusters, message):
         QueryClusters.from_assignment(np.array(assignment, dtype=np.int64), n_clusters=n_clusters)
 
 
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('assignment, message', [
+    ([0, .7, 1.9], '2 clusters are no whole numbers below .*, that of query row 1 is 0.7'),
+    ([0, np.nan], 'query row 1 is nan'), ([0, np.inf], 'query row 1 is inf'), ([2**33, 1], 'query row 0 is 8589934592'),
+    (['0', '1'], 'given as <U1'), ([True, False], 'given as bool'), ([None, 1], 'given as object')], ids=str)
+def test_clusters_are_whole_numbers(assignment, message):
+    with pytest.raises(ValueError, match=message):
+        QueryClusters.from_assignment(assignment)
+
+
+@pytest.mark.parametrize('kind', [np.int8, np.uint16, np.int64, np.float32, float])
+def test_any_kind_of_whole_number_is_good(kind):
+    assert QueryClusters.from_assignment(np.array([2, 0, 1], dtype=kind)).assignment.tolist() == [2, 0, 1]
+
+
 @pytest.mark.parametrize('load', [QueryClusters, pt.Artifact.load])
 @pytest.mark.parametrize('centroids', [True, False])
 def test_saved_clusters_come_back(vectors, tmp_path, load, centroids):
@@ -187,3 +202,16 @@ def test_text_files_that_make_no_sense(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as error:
         QueryClusters.read_text(tmp_path / 'clusters.txt', ['a', 'b', 'c'])
     assert 'clusters.txt' in str(error.value)
+
+
+@pytest.mark.parametrize('data, line', [('a\nb é\n'.encode('latin-1'), 2), ('a b\nc é\n'.encode('utf-16'), 1),
+                                        (b'\n' * 9000 + b'\xff', 9001)], ids=['latin-1', 'UTF-16', 'late'])
+def test_a_text_file_that_is_not_utf_8_is_named_with_the_line(tmp_path, data, line):
+    (tmp_path / 'clusters.txt').write_bytes(data)
+    with pytest.raises(ValueError, match=f'clusters.txt, line {line} is not utf-8'):
+        QueryClusters.read_text(tmp_path / 'clusters.txt', ['a', 'b', 'c'])
+
+
+def test_ids_beyond_ascii_are_read(tmp_path):
+    (tmp_path / 'clusters.txt').write_text('é 東\nш\n', encoding='utf-8')
+    assert QueryClusters.read_text(tmp_path / 'clusters.txt', ['é', '東', 'ш']).assignment.tolist() == [0, 0, 1]
