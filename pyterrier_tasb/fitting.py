@@ -178,7 +178,8 @@ class Fit:
             if self.student.corpus is None:
                 raise ValueError('docpairs with a pairwise_teacher need corpus= for the passages it reads')
             queries = topics.set_index('qid')['query']
-            teacher = pt.apply.query(lambda row: queries.get(row['qid'], '')) \
+            teacher = pt.apply.generic(lambda rows: rows.assign(query=rows['qid'].map(queries).fillna('')),
+                                       required_columns=['qid']) \
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
         pairs = ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
         if self._scores_needed and not np.any(pairs.margin):

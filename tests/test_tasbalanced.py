@@ -114,6 +114,15 @@ def test_fit_from_topics_with_a_miner_and_a_corpus(tiny_bert_dir, toy_topics, to
     assert tasb.record['pairs']
 
 
+def test_fit_from_docpairs_with_a_teacher(tiny_bert_dir, toy_topics, toy_qrels, toy_corpus):
+    pairs = [{'query_id': qid, 'doc_id_a': f'd{qid[1:]}a', 'doc_id_b': f'd{(int(qid[1:]) + 7) % 60}b'}
+             for qid in toy_topics['qid']]
+    texts = {doc['docno']: doc['text'] for doc in toy_corpus}
+    corpus = pt.apply.generic(lambda res: res.assign(text=res['docno'].map(texts)), required_columns=['docno'])
+    tasb = TasBalanced(tiny_bert_dir, corpus=corpus, pairwise_teacher=_scorer(1), training=FAST)
+    assert tasb.fit(toy_topics, pairs=iter(pairs)).record['pairs']['pairs'] == 60
+
+
 def test_one_token_store_serves_training_validation_teachers_and_the_index(
         tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus, tmp_path, monkeypatch):
     def fitted(corpus, name):

@@ -249,7 +249,7 @@ def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
     if path.exists():
         if not overwrite:
             raise ValueError(f'{path} exists: pass overwrite=True to replace it, or give another path')
-        _check_replaceable(path)
+        check_replaceable(path)
     _check_finite('the model is not saved', encoder.model)
     with atomic_dir(path, overwrite=overwrite) as part:
         with _quiet():
@@ -263,7 +263,12 @@ def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
     return path
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
+    """Refuse to replace a directory that holds anything but a model.
+
+    Raises:
+        ValueError: It does.
+    """
     names = sorted(os.listdir(path)) if path.is_dir() else None
     if names is None or names and not {'config.json', 'modules.json'} & set(names):
         raise ValueError(f'{path} is no model directory and is not replaced: give another path')

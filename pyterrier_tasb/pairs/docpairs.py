@@ -13,9 +13,8 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .._files import LOCK, claim, locked
 from .checks import check_scores, first, name_of
-from .pipeline import _read, _write
+from .pipeline import chunks, read_chunk, write_chunk
 from .store import ScoredPairs
 
 _CHUNK = 4096   # pairs scored at a time
@@ -46,10 +45,7 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
     if teacher is None or path is None:
         return _pairs((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
     folder = Path(f'{path}.chunks')
-    if folder.exists() and not (folder / 'run.json').exists() and set(os.listdir(folder)) - {LOCK}:
-        raise ValueError(f'{folder}, where unfinished chunks would go, holds other files: give another path')
-    with locked(folder):
-        claim(folder, 'chunks', {'teacher': name_of(teacher), 'chunk': _CHUNK})
+    with chunks(folder, {'teacher': name_of(teacher), 'chunk': _CHUNK}):
         try:
             pairs = _pairs(_kept(frames, teacher, folder), path)
         except BaseException:
@@ -66,12 +62,12 @@ def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path)
     for frame in frames:
         file = folder / f'{number - 1:09d}.npz'
         if file.exists():
-            kept = _read(file)
+            kept = read_chunk(file)
             _check_same(folder, number, kept, frame)
             frame = frame.assign(margin=kept['margin'])
         else:
             frame = _scored(frame, teacher)
-            _write(file, frame)
+            write_chunk(file, frame)
         yield frame
         number, n_files = number + len(frame), n_files + 1
     if len(list(folder.glob('*.npz'))) > n_files > 0:

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,21 +49,32 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         if (folder / 'run.json').exists():   # of a call that was killed at its end
             shutil.rmtree(folder)
         return ScoredPairs(path)
-    if folder.exists() and not (folder / 'run.json').exists() and set(os.listdir(folder)) - {LOCK}:
-        raise ValueError(f'{folder}, where unfinished chunks would go, holds other files: give another path')
-    with locked(folder):
-        claim(folder, 'chunks', ours)
+    with chunks(folder, ours):
         parts = []
         for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
             file = folder / f'{start:09d}.npz'
             if not file.exists():
-                _write(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
-            parts.append(_read(file))
+                write_chunk(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
+            parts.append(read_chunk(file))
         frame = pd.concat(parts, ignore_index=True)
         check_pairs(frame, topics['qid'])
         pairs = from_frame(frame, path, run=ours)
     shutil.rmtree(folder)
     return pairs
+
+
+@contextmanager
+def chunks(folder: Path, ours: dict[str, Any]) -> Iterator[None]:
+    """A directory for unfinished chunks, locked, which is this call's alone.
+
+    Raises:
+        ValueError: It holds other files, or chunks of another call.
+    """
+    if folder.exists() and not (folder / 'run.json').exists() and set(os.listdir(folder)) - {LOCK}:
+        raise ValueError(f'{folder}, where unfinished chunks would go, holds other files: give another path')
+    with locked(folder):
+        claim(folder, 'chunks', ours)
+        yield
 
 
 def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, most: int | None,
@@ -73,13 +87,15 @@ def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, 
     return pairs_frame(results, qrels, most, seed)
 
 
-def _write(file: Path, pairs: pd.DataFrame) -> None:
+def write_chunk(file: Path, pairs: pd.DataFrame) -> None:
+    """Keep pairs given by ids."""
     with atomic_file(file) as part, open(part, 'wb') as out:
         np.savez(out, margin=pairs['margin'].to_numpy(),
                  **{name: np.asarray(pairs[name], dtype=np.str_) for name in ('qid', 'pos', 'neg')})
 
 
-def _read(file: Path) -> pd.DataFrame:
+def read_chunk(file: Path) -> pd.DataFrame:
+    """What :func:`write_chunk` kept."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return pd.DataFrame({name: arrays[name] for name in ('qid', 'pos', 'neg', 'margin')})

@@ -218,10 +218,16 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
 
 def _is_spelt_oddly(block: bytes) -> bool:
     """Whether a number may be written otherwise than `str` would: 007, +7, -0, or with a zero byte."""
-    starts = (b'+', b'-00', *(b'0%d' % digit for digit in range(10)))
-    odd = [b'\0', *(b'-0%c' % end for end in b'\t \r\n'),
-           *(b'%c%b' % (space, start) for space in b'\t ' for start in starts)]
-    return block.endswith(b'-0') or any(spelling in block for spelling in odd)
+    text = np.frombuffer(block + b'\n\n\n', dtype=np.uint8)
+    begin = np.flatnonzero((text == ord('\t')) | (text == ord(' '))) + 1
+    first, second, third = text[begin], text[begin + 1], text[begin + 2]
+    zero, minus_zero = first == ord('0'), (first == ord('-')) & (second == ord('0'))
+    odd = (first == ord('+')) | zero & _is_digit(second) | minus_zero & (_is_digit(third) | (third <= ord(' ')))
+    return bool(odd.any()) or b'\0' in block
+
+
+def _is_digit(signs: np.ndarray) -> np.ndarray:
+    return (ord('0') <= signs) & (signs <= ord('9'))
 
 
 def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:

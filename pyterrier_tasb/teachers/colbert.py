@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig,
 
 from .._files import atomic_dir, read_json
 from ..encoding import Encoder
+from ..encoding.model_directory import check_replaceable
 
 _METADATA = 'artifact.metadata'   # ColBERT's own name for its settings
 
@@ -67,10 +68,12 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = F
     """Write ColBERT's layout: the encoder's weights under `bert.`, and `linear.weight` where there is a projection.
 
     Raises:
-        ValueError: `path` exists and `overwrite` is False.
+        ValueError: `path` exists, and `overwrite` is False or it holds anything but a model.
     """
-    if Path(path).exists() and not overwrite:
-        raise ValueError(f'{path} exists: save to a new path, or pass overwrite=True')
+    if Path(path).exists():
+        if not overwrite:
+            raise ValueError(f'{path} exists: save to a new path, or pass overwrite=True')
+        check_replaceable(Path(path))
     model = checkpoint.encoder.model
     weights = {f'{model.base_model_prefix}.{name}': value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
