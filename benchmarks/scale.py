@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from common import machine, markdown, peak_memory
 
-PARTS = ('pairs', 'plan', 'tokens', 'clusters')
+PARTS = ('pairs', 'plan', 'tokens', 'clusters', 'clusters by scikit-learn')
 
 
 def arguments() -> argparse.Namespace:
@@ -70,6 +70,7 @@ def make_vectors(file: Path, scale: float) -> None:
 
 def make(folder: Path, part: str, scale: float) -> None:
     """What `measure` reads, made beforehand and not measured."""
+    part = part.partition(' ')[0]   # scikit-learn clusters the same vectors
     makers = {'pairs': (folder / 'scores.tsv', make_pairs), 'tokens': (folder / 'texts', make_texts),
               'clusters': (folder / 'vectors.npy', make_vectors)}
     if part in makers and not makers[part][0].exists():
@@ -102,9 +103,23 @@ def measure(folder: Path, part: str, scale: float) -> str:
         store = TokenStore.build(folder / 'tokens', TextStore(folder / 'texts'), tokenizer, 200)
         lengths = store.lengths
         return f'{store!r}: mean {lengths.mean():.0f}, 99th percentile {np.percentile(lengths, 99):.0f} word pieces'
-    from pyterrier_tasb import QueryClusters
-    vectors = np.load(folder / 'vectors.npy', mmap_mode='r')
-    return repr(QueryClusters.fit(vectors, max(1, int(2000 * min(1, scale * 2)))))
+    vectors, k = np.load(folder / 'vectors.npy', mmap_mode='r'), max(1, int(2000 * min(1, scale * 2)))
+    if part == 'clusters':
+        from pyterrier_tasb import QueryClusters
+        clusters = QueryClusters.fit(vectors, k)
+        return f'{clusters!r}, {spread(vectors, clusters.centroids, clusters.assignment):.1f} from their centres'
+    from sklearn.cluster import MiniBatchKMeans
+    found = MiniBatchKMeans(k, batch_size=10 * k, n_init=1, random_state=0).fit(vectors)
+    return f'MiniBatchKMeans, {spread(vectors, found.cluster_centers_, found.labels_):.1f} from their centres'
+
+
+def spread(vectors: np.ndarray, centres: np.ndarray, labels: np.ndarray) -> float:
+    """Mean squared distance to the centre: what k-means makes small."""
+    total = 0.0
+    for start in range(0, len(vectors), 50_000):
+        some = slice(start, start + 50_000)
+        total += float(((vectors[some] - centres[labels[some]]) ** 2).sum())
+    return total / len(vectors)
 
 
 def main() -> None:
