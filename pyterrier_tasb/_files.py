@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyterrier as pt
-from filelock import FileLock, Timeout
 
-LOCK = '.lock'   # the file in a directory that a process holds while it works there
 _REMEDIES = {errno.ENOSPC: 'make room', errno.EDQUOT: 'make room', errno.EFBIG: 'make room',
              errno.EROFS: 'make it writable'}
 # what SQLite, safetensors, torch and NumPy say where the system says ENOSPC or EROFS
@@ -266,37 +263,6 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
                      for name in sorted(set(ours) | set(theirs)) if theirs.get(name) != ours.get(name))
 
 
-@contextmanager
-def locked(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
-    """Keep other processes out of a directory; the lock goes when the process ends, however it ends.
-
-    A disk that is full or cannot be written is said with the directory's name and what to do.
-
-    Args:
-        folder: The directory; made when it is not there.
-        wait: Wait for another process that is working there, instead of an error.
-
-    Raises:
-        ValueError: Another process is working there, and `wait` is False.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        if not wait:
-            raise ValueError(f'another process is working in {folder}: wait for it, or use another directory'
-                             ) from error
-        pt.tqdm.write(f'waiting for another process, which is working in {folder}')
-        lock.acquire()
-    try:
-        with disk_named(folder, 'what is finished is kept there, and the same call goes on'):
-            yield
-    finally:
-        lock.release()
-
-
 class DiskError(OSError):
     """A disk is full or cannot be written."""
 
@@ -328,30 +294,3 @@ def _is_full(place: Path) -> bool:
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free < _NOTHING
-
-
-def world_size() -> int:
-    """Processes of this distributed run; 1 where there is none."""
-    return int(os.environ.get('WORLD_SIZE') or 1)
-
-
-def rank() -> int:
-    """The number of this process in a distributed run; 0 where there is none, whatever was left in the environment."""
-    return int(os.environ.get('RANK') or 0) if world_size() > 1 else 0
-
-
-@contextmanager
-def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
-    """The directory of a run, locked; a temporary one where `path` is None.
-
-    The processes of one distributed run share it, under the first one's lock.
-    """
-    if path is None:
-        with tempfile.TemporaryDirectory(prefix='tasb-') as folder, \
-                disk_named(Path(folder), 'work_dir= may be a directory with more room'):
-            yield Path(folder)
-    elif rank():
-        yield Path(path)
-    else:
-        with locked(path):
-            yield Path(path)

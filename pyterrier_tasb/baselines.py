@@ -11,7 +11,8 @@ from pathlib import Path
 import pyterrier as pt
 from more_itertools import chunked, peekable
 
-from ._files import LOCK, atomic_dir, locked
+from ._files import atomic_dir
+from ._locks import LOCK, locked
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults

@@ -16,7 +16,8 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from ._files import claim, fingerprint, rank, read_json, world_size, write_json
+from ._files import claim, fingerprint, read_json, write_json
+from ._locks import rank, world_size
 from .collection import TextLoader
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
@@ -35,6 +36,7 @@ from .pairs.examples import (
 )
 from .sampling import BatchPlan, QueryClusters, default_k
 from .teachers import CachedScorer, bind_in_batch_teacher
+from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
@@ -86,48 +88,9 @@ class Fit:
                            claim=self._claim)
         self.report['dropped'] = examples.dropped
         if found and self._scores_needed and student.pairwise_teacher is not None:
-            self._check_pairwise_teacher(examples)
+            check_pairs(examples, student.pairwise_teacher, self.folder, self._teacher_name(), student.text_field)
         self._check_size(examples.pairs)
         return examples
-
-    def _check_pairwise_teacher(self, examples: Examples) -> None:
-        """Score a few of the pairs that were found once more: teachers of one name need not be one teacher.
-
-        Raises:
-            ValueError: They get other margins.
-        """
-        pairs = examples.pairs
-        some = np.unique(np.linspace(0, len(pairs) - 1, 8).astype(int))
-        query = np.searchsorted(pairs.indptr, some, side='right') - 1
-        scores = []
-        for docs in (pairs.pos[some], pairs.neg[some]):
-            frame = pd.DataFrame({
-                'qid': [f'{i}' for i in some], 'query': examples.queries.take(query),
-                'docno': [str(pairs.docnos[int(doc)]) for doc in docs],
-                self.student.text_field: examples.docs.take(docs)})
-            scored = self.student.pairwise_teacher(frame).set_index('qid')['score']
-            scores.append(scored.reindex(frame['qid']).to_numpy(dtype=float))
-        theirs, ours = np.asarray(pairs.margin[some], dtype=float), scores[0] - scores[1]
-        if not np.allclose(ours, theirs, rtol=.05, atol=.05 * (np.std(theirs) + 1e-6)):   # precisions may differ
-            raise ValueError(f'{self.folder} holds pairs that another teacher scored: margins {theirs[:3].round(3)} '
-                             f'there, {ours[:3].round(3)} by {self._teacher_name()} now. Use another work_dir, or '
-                             'delete it')
-
-    def _check_in_batch_teacher(self, batches: TrainingBatches) -> None:
-        """Compare the scores of the first batch with those that an earlier call had.
-
-        Raises:
-            ValueError: They are others.
-        """
-        path, scores = self.folder / 'in-batch-teacher.json', batches[0].in_batch.numpy()
-        if not path.exists():
-            write_json(path, [scores[:, 0].tolist(), float(scores.std())])
-            return
-        first, sd = read_json(path, list)
-        if not np.allclose(scores[:, 0], first, rtol=.02, atol=.05 * (sd + 1e-6)):   # precisions may differ
-            raise ValueError(f'{self.folder} is the work of another in-batch teacher: scores '
-                             f'{np.round(first[:3], 3)} there, {scores[:3, 0].round(3)} by '
-                             f'{self.report["in_batch_teacher"]} now. Use another work_dir, or delete it')
 
     def _teacher_name(self) -> str:
         if not self._scores_needed:
@@ -284,7 +247,7 @@ class Fit:
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
         if teacher is not None:
-            self._check_in_batch_teacher(batches)
+            check_batch(batches[0].in_batch, self.folder / 'in-batch-teacher.json', self.report['in_batch_teacher'])
         if training.positive_bonus:
             batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
         batches.transform = transform_of(self._calibration(batches), training.positive_bonus)

@@ -18,7 +18,8 @@ from more_itertools import chunked, peekable
 from npids import Lookup
 from npids.codecs import FwdFixedBytes
 
-from ._files import LOCK, fingerprint, locked, move_into_place, read_json, write_json
+from ._files import fingerprint, move_into_place, read_json, write_json
+from ._locks import LOCK, locked
 from ._threads import in_order
 from .texts import hash_of
 

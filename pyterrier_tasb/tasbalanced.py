@@ -16,7 +16,8 @@ import pyterrier_dr
 import torch
 
 from . import retrieval
-from ._files import differences, work_directory
+from ._files import differences
+from ._locks import work_directory
 from .encoding import Encoder, Tokens, TokenStore
 from .encoding.precision import has_bf16
 from .pairs import ScoredPairs

@@ -38,8 +38,9 @@ def test_scale(tmp_path, minilm_dir):
 def test_quality_vs_time(tmp_path, minilm_dir):
     out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--minutes', 2, '--minute', 6,
                '--teacher-steps', 1, '--pairwise-weight', 1, '--batch-size', 4, '--train-queries', 40, '--clusters', 2,
-               '--max-words', 24, '--systems', 'ours', '--out', tmp_path, cwd=tmp_path)
-    assert 'negatives mined in' in out and 'ours: minute 2' in out
+               '--max-words', 24, '--out', tmp_path, '--peer-teacher-steps', 1, cwd=tmp_path)
+    assert 'negatives mined in' in out
+    assert all(f'{name}: minute 2' in out for name in ('ours', 'mnrl', 'margin-mse'))
     assert (tmp_path / 'quality_vs_time.md').exists() and (tmp_path / 'quality_vs_time.png').exists()
 
 

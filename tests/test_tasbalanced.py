@@ -207,8 +207,8 @@ def _scorer(factor):
                               + len(row['text']) / 100)
 
 
-@pytest.mark.parametrize('role, message', [('pairwise_teacher', 'pairs that another teacher scored: margins'),
-                                           ('in_batch_teacher', 'work of another in-batch teacher: scores')])
+@pytest.mark.parametrize('role, message', [('pairwise_teacher', 'holds margins of another teacher than'),
+                                           ('in_batch_teacher', 'holds in-batch scores of another teacher')])
 def test_another_teacher_of_the_same_name_is_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path, role, message):
     def fit(factor, **options):
         tasb = TasBalanced(tiny_bert_dir, training=FAST, **{role: _scorer(factor)})

@@ -12,7 +12,8 @@ import numpy as np
 import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .._files import LOCK, atomic_dir, differences, fingerprint, locked, read_json, write_json
+from .._files import atomic_dir, differences, fingerprint, read_json, write_json
+from .._locks import LOCK, locked
 from .._threads import in_order
 from ..texts import TextRows, TextStore
 from .tokens import Tokens, gather, tokenise, tokenizer_fingerprint

@@ -18,6 +18,12 @@ def name_of(pipeline: pt.Transformer | None) -> str:
     return re.sub(r' at 0x[0-9a-fA-F]+', '', repr(pipeline))
 
 
+def is_blank(texts: pd.Series) -> pd.Series:
+    """Which texts are missing, or white space."""
+    # as objects: Arrow's strings cannot hold half of a surrogate pair
+    return texts.isna() | ~texts.astype(object).map(lambda text: bool(str(text).strip())).astype(bool)
+
+
 def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:  # noqa: ANN401
     """Qrels with string ids and whole-number labels, at least one of them positive.
 
@@ -69,7 +75,7 @@ def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, 
     pt.validate.columns(frame, includes=['qid', 'query'], context=context)
     is_results = 'docno' in frame.columns
     frame = _string_ids(frame, ('qid', 'docno') if is_results else ('qid',), f'{what} frame')
-    blank = frame['query'].isna() | (frame['query'].astype(str).str.strip() == '')
+    blank = is_blank(frame['query'])
     if blank.any():
         raise ValueError(f'{int(blank.sum())} rows of the {what} frame have no query text '
                          f'(qids {first(frame.loc[blank, "qid"])}): drop these queries')

@@ -16,7 +16,7 @@ from more_itertools import chunked
 from .._files import fingerprint, read_json, write_json
 from ..collection import TextLoader
 from ..texts import TextRows, TextStore
-from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, name_of
+from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, is_blank, name_of
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -258,11 +258,6 @@ class CandidateSource(pt.Transformer):
         return f'CandidateSource({source}, teacher={self.teacher!r})'
 
 
-def is_blank(texts: pd.Series) -> pd.Series:
-    """Which texts are missing, or white space."""
-    return texts.isna() | (texts.astype(str).str.strip() == '')
-
-
 def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:  # noqa: ANN401
     """Texts of `docnos` by docno; ids that the loader does not know are absent."""
     if isinstance(loader, TextLoader):   # which takes an unknown docno for an error
@@ -270,7 +265,7 @@ def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -
         return {str(docno): loader.texts[row] for docno, row in zip(docnos, rows.tolist(), strict=True) if row >= 0}
     frame = loader(pd.DataFrame({'qid': '0', 'query': '', 'docno': [str(docno) for docno in docnos]}))
     known = frame[frame[text_field].notna()]
-    return dict(zip(known['docno'].astype(str), known[text_field].astype(str), strict=True))
+    return dict(zip(known['docno'].astype(str), known[text_field].astype(object), strict=True))
 
 
 def query_store(pairs: ScoredPairs, topics: pd.DataFrame, path: Path) -> TextStore:
@@ -279,7 +274,7 @@ def query_store(pairs: ScoredPairs, topics: pd.DataFrame, path: Path) -> TextSto
     Raises:
         ValueError: A query of the pairs is not in `topics`.
     """
-    texts = dict(zip(topics['qid'].astype(str), topics['query'].astype(str), strict=True))
+    texts = dict(zip(topics['qid'].astype(str), topics['query'].astype(object), strict=True))
     missing = [qid for qid in pairs.qids if qid not in texts]
     if missing:
         raise ValueError(f'{len(missing)} queries of the pairs have no text in the topics (first: {missing[:5]}): '
@@ -297,7 +292,7 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
     known: dict[str, str] = {}
     if results is not None and text_field in results.columns:
         rows = results[~is_blank(results[text_field])]
-        known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(str), strict=True))
+        known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(object), strict=True))
     loader = None if corpus is None else text_loader(corpus, text_field)
     if isinstance(loader, TextLoader) and not known:
         return TextRows(loader.texts, _found(loader.texts.index_of(pairs.docnos), pairs.docnos))

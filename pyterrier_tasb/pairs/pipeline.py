@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import LOCK, atomic_file, claim, fingerprint, locked
+from .._files import atomic_file, claim, fingerprint
+from .._locks import LOCK, locked
 from .checks import check_distinct, check_qrels, check_scores, check_topics_or_results, name_of
 from .results import check_pairs, from_frame, pairs_frame
 from .store import ScoredPairs

@@ -14,6 +14,7 @@ from .._files import atomic_dir, disk_named
 from ..pairs.checks import first
 from ..sampling import BatchPlan
 from ..texts import TextStore
+from .same import check_same
 
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
 
@@ -82,10 +83,8 @@ class CachedScorer(pt.Transformer):
         """
         key = ['query', 'docno']
         now = FiniteScores(self.scorer)(asked).set_index(key)['score'].astype(float)
-        then = found.set_index(key)['score'].reindex(now.index).to_numpy(dtype=float)   # of rows that it scores
-        if not np.allclose(then, now, rtol=.05, atol=.05 * (np.abs(then).std() + 1e-6)):   # precisions may differ
-            raise ValueError(f'{self.path} holds scores of another teacher than {self.scorer!r} ({then[:3].round(3)} '
-                             f'there, {now.to_numpy()[:3].round(3)} now): use another directory, or delete it')
+        then = found.set_index(key)['score'].reindex(now.index)   # of rows that it scores
+        check_same(then.to_numpy(), now.to_numpy(), self.path, 'scores', repr(self.scorer))
         self.verified = True
 
     def _ask(self, inp: pd.DataFrame) -> pd.DataFrame:

@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import claim, fingerprint
 from ..encoding.precision import check_trains
-from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first
-from ..pairs.examples import Examples, frame_fingerprint, is_blank, prepare
+from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
+from ..pairs.examples import Examples, frame_fingerprint, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from ..training.trainer import train

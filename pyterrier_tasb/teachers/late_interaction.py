@@ -15,7 +15,8 @@ import pyterrier as pt
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from .._files import fingerprint, work_directory
+from .._files import fingerprint
+from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..texts import TextRows, TextStore

@@ -10,16 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyterrier as pt
 
-from .._files import (
-    LOCK,
-    atomic_dir,
-    check_unharmed,
-    differences,
-    file_fingerprint,
-    locked,
-    read_json,
-    write_json,
-)
+from .._files import atomic_dir, check_unharmed, differences, file_fingerprint, read_json, write_json
+from .._locks import LOCK, locked
 from ..pairs.checks import name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore

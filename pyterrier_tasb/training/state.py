@@ -10,7 +10,7 @@ from datetime import timedelta
 import numpy as np
 import torch
 
-from .._files import world_size
+from .._locks import world_size
 
 _WAIT = timedelta(days=7)   # the first process may score candidates for days before all begin to train
 

@@ -1,11 +1,8 @@
 """The training loop: a thin `transformers.Trainer` whose batches are a pure function of the step."""
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,21 +13,20 @@ from typing import Any, Protocol
 import ir_measures
 import pyterrier as pt
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
-from .._files import atomic_dir, fingerprint, rank, read_json, write_json
+from .._files import fingerprint
+from .._locks import rank
 from ..encoding.precision import check_trains
+from . import checkpoints
 from .config import Training
 from .state import untouched_global_state
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 SaveMemory = Callable[[int, Any], bool]
-_COMPLETE, _START, _WEIGHTS = 'complete.json', 'start', 'model.safetensors'
-_FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.json'])   # of every checkpoint
 _AHEAD = {'cuda': 2}   # batches made ahead; on a CPU the cores have enough to do
 _EXPLODED = 1000.0   # times the largest loss that was logged
 
@@ -230,7 +226,7 @@ class _Trainer(Trainer):
             self._stop(f'the gradients of step {step}{pending[-1][1]} are NaN or infinite, though its loss is not')
 
     def _stop(self, what: str) -> None:
-        newest = newest_checkpoint(Path(self.args.output_dir)) or 'none yet'
+        newest = checkpoints.newest_checkpoint(Path(self.args.output_dir)) or 'none yet'
         raise NotFiniteError(f'{what}; the last checkpoint is {newest}. Lower the learning rate, or look at the '
                              'teacher\'s scores of these queries')
 
@@ -248,10 +244,10 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         os.makedirs(output_dir, exist_ok=True)
-        _write_weights(self.model, Path(output_dir))
+        checkpoints.write_weights(self.model, Path(output_dir))
 
     def _load_best_model(self) -> None:
-        """Nothing: :func:`_keep_best` loads what it has verified."""
+        """Nothing: `checkpoints.take_best` loads what it has verified."""
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Nothing: no step depends on a generator's state."""
@@ -264,9 +260,7 @@ class _Trainer(Trainer):
             self._stop(f'step {self.state.global_step} made weights NaN or infinite')
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}'
-            (folder / _COMPLETE).unlink(missing_ok=True)   # of a damaged checkpoint that was here before
-            write_json(folder / _COMPLETE, {file.name: _sha256(file) for file in sorted(folder.iterdir())})
+            checkpoints.seal(Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}')
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -279,102 +273,6 @@ def _seed(seed: int, device: torch.device) -> None:
 def _describe(batch: Any) -> str:  # noqa: ANN401
     describe = getattr(batch, 'describe', None)
     return f' ({describe()})' if describe else ''
-
-
-def _sha256(file: Path) -> str:
-    with open(file, 'rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
-            else hashlib.sha256(stream.read()).hexdigest()
-
-
-def _is_whole(folder: Path, files: frozenset[str] = _FILES) -> bool:
-    """Whether a directory has what `complete.json` says, and at least `files`."""
-    try:
-        sums = read_json(folder / _COMPLETE)
-        return files <= set(sums) and all(_sha256(folder / name) == digest for name, digest in sums.items())
-    except (OSError, ValueError):
-        return False
-
-
-def newest_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint to go on from: it and the best one that it remembers are whole. None without one."""
-    for folder in sorted(_checkpoints(output_dir), key=_number, reverse=True):
-        best = _best(folder) if _is_whole(folder) else None
-        if best is not None and (best == folder or _is_whole(best)):
-            return folder
-        warnings.warn(f'{folder if best is None else best} is incomplete or damaged and is passed over', stacklevel=2)
-    return None
-
-
-def _checkpoints(output_dir: Path) -> list[Path]:
-    return [folder for folder in output_dir.glob('checkpoint-*') if _number(folder) >= 0]
-
-
-def _best(checkpoint: Path) -> Path:
-    """The checkpoint of the best step until then, itself where no validation says otherwise."""
-    step = read_json(checkpoint / 'trainer_state.json').get('best_global_step')
-    return checkpoint.with_name(f'checkpoint-{step}') if step else checkpoint
-
-
-def _remove_unusable(output_dir: Path, newest: Path | None) -> None:
-    """Remove damaged checkpoints beyond the newest whole one: the oldest of too many is dropped, by number."""
-    for folder in _checkpoints(output_dir):
-        if newest is None or _number(folder) > _number(newest):
-            shutil.rmtree(folder)
-
-
-def _number(folder: Path) -> int:
-    number = folder.name.rpartition('-')[2]
-    return int(number) if number.isdecimal() else -1
-
-
-def _begin(module: torch.nn.Module, output_dir: Path, *, resume: bool) -> None:
-    """Keep the weights that training starts from; a run that was interrupted before its first checkpoint takes them.
-
-    Raises:
-        ValueError: What was kept is damaged.
-    """
-    folder = output_dir / _START
-    if resume and folder.exists():
-        if not _is_whole(folder, frozenset([_WEIGHTS])):
-            raise ValueError(f'{folder}, the weights that training began with, is damaged: delete {output_dir}, load '
-                             'the model again and run the same call')
-        _read_weights(module, folder)
-    elif rank() == 0:
-        with atomic_dir(folder, overwrite=True) as part:
-            _write_weights(module, part)
-            write_json(part / _COMPLETE, {_WEIGHTS: _sha256(part / _WEIGHTS)})
-
-
-def _write_weights(module: torch.nn.Module, folder: Path) -> None:
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, folder / _WEIGHTS,
-              metadata={'format': 'pt'})
-
-
-def _read_weights(module: torch.nn.Module, folder: Path) -> None:
-    module.load_state_dict(load_file(folder / _WEIGHTS))
-
-
-def _going_on(output_dir: Path) -> str:
-    newest = newest_checkpoint(output_dir)
-    return (f'the newest checkpoint is {newest or "none yet"}: the same call with resume=True goes on from '
-            f'{"it" if newest else "the weights that this one began with"}')
-
-
-def _keep_best(trainer: _Trainer, module: torch.nn.Module) -> None:
-    """Put the weights of the best validation in place.
-
-    Raises:
-        ValueError: Their checkpoint is damaged.
-    """
-    step, output_dir = trainer.state.best_global_step, Path(trainer.args.output_dir)
-    if trainer.validate is None or not step:
-        return
-    folder = output_dir / f'checkpoint-{step}'
-    if not _is_whole(folder):
-        raise ValueError(f'{folder}, the checkpoint with the best weights, is damaged: the same call with resume=True '
-                         'trains again from the last one before it that is whole')
-    _read_weights(module, folder)
 
 
 def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool, *,
@@ -460,15 +358,15 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     """
     output_dir = Path(output_dir)
     check_trains(amp, device)
-    if not resume and _checkpoints(output_dir):
+    if not resume and checkpoints.found_in(output_dir):
         raise ValueError(f'{output_dir} holds a training run: pass resume=True to go on with it, or use another '
                          'work_dir')
-    checkpoint = newest_checkpoint(output_dir) if resume else None
+    checkpoint = checkpoints.newest_checkpoint(output_dir) if resume else None
     if rank() == 0:
-        _remove_unusable(output_dir, checkpoint)
+        checkpoints.remove_unusable(output_dir, checkpoint)
     if checkpoint is None:
-        _begin(module, output_dir, resume=resume)
-    start = _number(checkpoint) if checkpoint else 0
+        checkpoints.begin(module, output_dir, resume=resume)
+    start = checkpoints.number(checkpoint) if checkpoint else 0
     progress = _Progress(desc)
     with untouched_global_state(), _quiet():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
@@ -482,14 +380,15 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                           f'{_describe(batches[trainer.first_batch]) if start < training.steps else ""}')
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            _keep_best(trainer, module)
+            if validate is not None and trainer.state.best_global_step:
+                checkpoints.take_best(module, output_dir, trainer.state.best_global_step)
         except KeyboardInterrupt:
-            then = _going_on(output_dir) if kept else 'with work_dir= the call could be gone on with'
+            then = checkpoints.going_on(output_dir) if kept else 'with work_dir= the call could be gone on with'
             pt.tqdm.write(f'{desc}: interrupted at step {trainer.state.global_step}; the weights of that step are in '
                           f'place, {then}')
             raise
         except NotFiniteError:
-            _read_weights(module, newest_checkpoint(output_dir) or output_dir / _START)
+            checkpoints.restore(module, output_dir)
             raise
         finally:
             progress.close()

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pyterrier_tasb import QueryClusters, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
-from pyterrier_tasb._files import atomic_dir, atomic_file, locked, work_directory, write_json
+from pyterrier_tasb._files import atomic_dir, atomic_file, write_json
+from pyterrier_tasb._locks import locked, work_directory
 from pyterrier_tasb.encoding import TokenStore
 from pyterrier_tasb.sampling import BatchPlan
 from pyterrier_tasb.teachers.vectors import TokenVectors
@@ -230,7 +231,7 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not
 
 def test_a_second_process_in_one_work_directory_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
     work = tmp_path / 'work'
-    code = ('import sys; from pyterrier_tasb._files import locked\n'
+    code = ('import sys; from pyterrier_tasb._locks import locked\n'
             'with locked(sys.argv[1]):\n    print("in", flush=True)\n    sys.stdin.read()')
     with subprocess.Popen([sys.executable, '-c', code, str(work)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as other:

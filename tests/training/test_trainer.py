@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 from pyterrier_tasb import Training
 from pyterrier_tasb._files import read_json
 from pyterrier_tasb.training import trainer
-from pyterrier_tasb.training.trainer import NotFiniteError, newest_checkpoint, train
+from pyterrier_tasb.training.checkpoints import newest_checkpoint
+from pyterrier_tasb.training.trainer import NotFiniteError, train
 
 FAST = Training(steps=10, learning_rate=1e-2, save_every=2, log_every=2, seed=3)
 CPU = torch.device('cpu')
