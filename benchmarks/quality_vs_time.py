@@ -186,7 +186,7 @@ def sentence_transformers(race: Race, loss: str) -> list[State | None]:
         str(race.folder / loss), max_steps=training.steps, per_device_train_batch_size=training.batch_size,
         learning_rate=training.learning_rate, lr_scheduler_type='constant_with_warmup',
         warmup_steps=training.warmup_steps, save_strategy='no', report_to='none', disable_tqdm=True,
-        seed=training.seed, bf16=race.args.peer_bf16)
+        seed=training.seed, bf16=race.args.peer_bf16, use_cpu=not torch.cuda.is_available())
     def score(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """20 × cosine, as ours: margins of several points are beyond what unit vectors could give."""
         return 20 * (a * b).sum(-1)
