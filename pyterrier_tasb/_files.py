@@ -46,6 +46,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     try:
         with disk_named(path, 'what was there before is as it was'):
             yield part
+            part.chmod(0o666 & ~_umask())
             _sync(part)
             os.replace(part, path)
             _sync(path.parent)
@@ -276,6 +277,8 @@ def disk_named(place: Path, then: str) -> Iterator[None]:
     """
     try:
         yield
+    except DiskError:   # named already, by who wrote
+        raise
     except Exception as error:
         number = _disk_errno(error, place)
         if number is None:

@@ -29,21 +29,21 @@ def locked(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
         ValueError: Another process is working there, and `wait` is False.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as error:
-        if not wait:
-            raise ValueError(f'another process is working in {folder}: wait for it, or use another directory'
-                             ) from error
-        pt.tqdm.write(f'waiting for another process, which is working in {folder}')
-        lock.acquire()
-    try:
-        with disk_named(folder, 'what is finished is kept there, and the same call goes on'):
+    with disk_named(folder, 'what is finished is kept there, and the same call goes on'):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            if not wait:
+                raise ValueError(f'another process is working in {folder}: wait for it, or use another directory'
+                                 ) from error
+            pt.tqdm.write(f'waiting for another process, which is working in {folder}')
+            lock.acquire()
+        try:
             yield
-    finally:
-        lock.release()
+        finally:
+            lock.release()
 
 
 def world_size() -> int:
@@ -61,7 +61,12 @@ def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
     """The directory of a run, locked; a temporary one where `path` is None.
 
     The processes of one distributed run share it, under the first one's lock.
+
+    Raises:
+        ValueError: Another process works there, or `path` is None and there are several processes.
     """
+    if path is None and world_size() > 1:
+        raise ValueError('several processes need work_dir=, a directory that all of them see')
     if path is None:
         with tempfile.TemporaryDirectory(prefix='tasb-') as folder, \
                 disk_named(Path(folder), 'work_dir= may be a directory with more room'):

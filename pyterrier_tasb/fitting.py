@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from more_itertools import spy
 
 from ._files import claim, fingerprint, read_json, write_json
 from ._locks import rank, world_size
@@ -25,6 +26,7 @@ from .encoding.gradcache import cached_forward
 from .encoding.precision import check_trains
 from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
+from .pairs.docpairs import ids_of
 from .pairs.examples import (
     CandidateSource,
     Examples,
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
     from .tasbalanced import TasBalanced
 
 
+_LOOKED_AT = 1000   # docpairs that are compared with those of an earlier call
+
+
 class Fit:
     """One call of `fit`: the student, what it was given, and the work directory.
 
@@ -66,7 +71,10 @@ class Fit:
         # [batch, tokens]: the micro-batch was halved there; a call that goes on halves at the same batches
         self.halvings: list[list[int]] = read_json(self._halvings_file, list) if self._halvings_file.exists() else []
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
-        self.base_name, self.base_weights = resume and student._unfinished or (student.model_name, self.weights_before)
+        begun = student._unfinished if resume else None
+        if begun is None or begun[0] != str(folder):
+            begun = str(folder), student.model_name, self.weights_before
+        _, self.base_name, self.base_weights = begun
         self.report: dict[str, Any] = {
             'base_model': self.base_name, 'training': self.training.to_dict(),
             'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
@@ -135,13 +143,14 @@ class Fit:
 
     def _docpairs(self, topics: pd.DataFrame, docpairs: Iterable) -> ScoredPairs:
         path, teacher = self.folder / 'pairs', self._pairwise_teacher()
+        some, docpairs = spy(docpairs, _LOOKED_AT)
+        claim(self.folder, 'pairs', {f'first {_LOOKED_AT} docpairs': fingerprint(ids_of(some))}, 'docpairs.json')
         if path.exists():
             return ScoredPairs(path)
         if teacher is not None:
             if self.student.corpus is None:
                 raise ValueError('docpairs with a pairwise_teacher need corpus= for the passages it reads')
-            queries = topics.set_index('qid')['query']
-            teacher = pt.apply.generic(lambda rows: rows.assign(query=rows['qid'].map(queries).fillna('')),
+            teacher = pt.apply.generic(lambda rows: rows.assign(query=_query_of(topics, rows['qid'])),
                                        required_columns=['qid']) \
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
         pairs = ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
@@ -273,7 +282,7 @@ class Fit:
     def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
-        self.student._unfinished = self.base_name, self.base_weights
+        self.student._unfinished = str(self.folder), self.base_name, self.base_weights
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
                        desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp, kept=self.kept)
@@ -341,3 +350,17 @@ class Fit:
                 'lengths': list(student.max_length),
                 **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
         claim(self.folder, 'work', ours)
+
+
+def _query_of(topics: pd.DataFrame, qids: pd.Series) -> pd.Series:
+    """The text of each query.
+
+    Raises:
+        ValueError: One is not in `topics`.
+    """
+    queries = qids.map(topics.set_index('qid')['query'])
+    if queries.isna().any():
+        lost = qids[queries.isna()]
+        raise ValueError(f'{lost.nunique()} queries of the docpairs have no text in the topics (qids '
+                         f'{checks.first(lost)}): pass a topics frame (qid, query) that has them')
+    return queries

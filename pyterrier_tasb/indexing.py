@@ -206,6 +206,7 @@ class _Part:
             self.n += 1
             yield None, next(batches)
         del self.kept[self.n:]
+        self.saved = min(self.saved, self.n)
         self.file.truncate(self._size)
         with ThreadPoolExecutor(1) as pool:
             prepared = in_order(pool, lambda batch: (batch, tokenise(batch.row, batch.texts)), batches, 2)

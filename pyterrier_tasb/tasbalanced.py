@@ -19,7 +19,7 @@ from . import retrieval
 from ._files import differences
 from ._locks import work_directory
 from .encoding import Encoder, Tokens, TokenStore
-from .encoding.precision import has_bf16
+from .encoding.precision import device_of, has_bf16
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
@@ -92,7 +92,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.clusters = clusters
         self.cluster_encoder = cluster_encoder
         self.training = training
-        self.device = _device(device)
+        self.device = device_of(device)
         self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                     device=self.device, amp=amp)
         self.amp = amp
@@ -101,7 +101,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.doc_max_length = self.encoder.doc_max_length
         self.record: dict[str, Any] | None = None
         self._learning_in: int | None = None   # the thread that is training the weights
-        self._unfinished: tuple[str, str] | None = None   # name and weights with which an interrupted fit began
+        # work_dir of an interrupted fit, name and weights before it
+        self._unfinished: tuple[str, str, str] | None = None
 
     def _view_for_encoding(self) -> Encoder:
         return self.encoder.view(amp='off') if self.amp == 'auto' and has_bf16(self.device) else self.encoder
@@ -239,10 +240,12 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             ValueError: As :meth:`fit`.
         """
         from .fitting import Fit
+        from .training.state import main_process_first
         with work_directory(work_dir) as folder:
             fit = Fit(self, folder, resume=True)
-            examples = fit.examples(topics_or_res, qrels, pairs)
-            return fit.plan(examples, fit.clusters(examples)), examples.queries, examples.docs
+            with main_process_first(self.device):
+                examples = fit.examples(topics_or_res, qrels, pairs)
+                return fit.plan(examples, fit.clusters(examples)), examples.queries, examples.docs
 
     # ---- persistence -------------------------------------------------------------------------------------------
 
@@ -440,10 +443,3 @@ class TextScorer(pyterrier_dr.biencoder.BiScorer):
 
     def _key(self) -> tuple:
         return self.bi_encoder_model, self.verbose, self.batch_size, self.sim_fn
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; in a distributed run each process has a GPU of its own."""
-    if device is None and 'LOCAL_RANK' in os.environ and torch.cuda.is_available():
-        return torch.device('cuda', int(os.environ['LOCAL_RANK']))
-    return pyterrier_dr.infer_device(device)

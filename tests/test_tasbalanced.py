@@ -11,6 +11,7 @@ from ir_measures import RR, nDCG
 
 from pyterrier_tasb import LateInteraction, TasBalanced, TextStore, Training
 from pyterrier_tasb.encoding import encoder, token_store, tokenise
+from pyterrier_tasb.encoding.encoder import weights_fingerprint
 from pyterrier_tasb.training.dual import dual_loss
 
 FAST = Training(steps=6, batch_size=8, learning_rate=1e-3, clusters=4, log_every=2, eval_every=3)
@@ -121,6 +122,40 @@ def test_fit_from_docpairs_with_a_teacher(tiny_bert_dir, toy_topics, toy_qrels, 
     corpus = pt.apply.generic(lambda res: res.assign(text=res['docno'].map(texts)), required_columns=['docno'])
     tasb = TasBalanced(tiny_bert_dir, corpus=corpus, pairwise_teacher=_scorer(1), training=FAST)
     assert tasb.fit(toy_topics, pairs=iter(pairs)).record['pairs']['pairs'] == 60
+
+
+def test_other_docpairs_and_unknown_queries_are_noticed(tiny_bert_dir, toy_topics, toy_corpus, tmp_path):
+    def fit(shift, **options):
+        pairs = ({'query_id': qid, 'doc_id_a': f'd{qid[1:]}a', 'doc_id_b': f'd{(int(qid[1:]) + shift) % 60}b'}
+                 for qid in toy_topics['qid'])
+        tasb = TasBalanced(tiny_bert_dir, corpus=corpus, pairwise_teacher=_scorer(1), training=FAST)
+        return tasb.fit(toy_topics.iloc[skip:], pairs=pairs, work_dir=tmp_path / f'work{skip}', **options)
+    corpus = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    skip = 0
+    fit(7)
+    fit(7, resume=True)
+    with pytest.raises(ValueError, match='first 1000 docpairs .*there'):
+        fit(8, resume=True)
+    skip = 5
+    with pytest.raises(ValueError, match='5 queries of the docpairs have no text in the topics'):
+        fit(7)
+
+
+def test_a_fit_that_was_interrupted_elsewhere_is_not_gone_on_with_here(tiny_bert_dir, toy_results, toy_qrels, tmp_path,
+                                                                       monkeypatch):
+    tasb = TasBalanced(tiny_bert_dir, training=FAST)
+
+    def interrupt(*args, **kwargs):
+        with torch.no_grad():
+            next(tasb.model.parameters()).add_(1)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt)
+        tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'one')
+    half, interrupted = tasb.model_name, weights_fingerprint(tasb.encoder)
+    tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'other', resume=True)
+    assert tasb.record['base_model'] == half != tiny_bert_dir
+    assert weights_fingerprint(tasb.encoder) != interrupted
 
 
 def test_one_token_store_serves_training_validation_teachers_and_the_index(

@@ -45,12 +45,18 @@ class Packing:
             made.append((mask.flatten().nonzero()[:, 0], int(lengths.sum()), mask[:, None, None, :]))
         return made
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, list[tuple[torch.Tensor, int, torch.Tensor]]]:
-        """`bounds` and `groups` on a device: moved once, for all layers."""
-        moved = self.__dict__.setdefault('_moved', {})
+    def bounds_on(self, device: torch.device) -> torch.Tensor:
+        """`bounds` on a device, moved once for all layers."""
+        moved = self.__dict__.setdefault('_bounds_on', {})
         if device not in moved:
-            moved[device] = self.bounds.to(device), [(slots.to(device), tokens, mask.to(device))
-                                                     for slots, tokens, mask in self.groups]
+            moved[device] = self.bounds.to(device)
+        return moved[device]
+
+    def groups_on(self, device: torch.device) -> list[tuple[torch.Tensor, int, torch.Tensor]]:
+        """`groups` on a device, moved once for all layers."""
+        moved = self.__dict__.setdefault('_groups_on', {})
+        if device not in moved:
+            moved[device] = [(slots.to(device), tokens, mask.to(device)) for slots, tokens, mask in self.groups]
         return moved[device]
 
     @cached_property
@@ -116,7 +122,7 @@ def _by_runs(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: to
 def _by_groups(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float,
                scale: float | None, reach: int | None) -> torch.Tensor:
     """Padding inside attention only, which is a small part of a model's work: few, large calls."""
-    _, groups = packing.on(query.device)
+    groups = packing.groups_on(query.device)
     sizes = [tokens for _, tokens, _ in groups]
     pieces = zip(*(x.split(sizes) for x in (query, key, value)))
     outputs = []
@@ -135,7 +141,7 @@ def _by_groups(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: 
 def _varlen(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float,
             scale: float | None, reach: int | None) -> torch.Tensor:
     """PyTorch's own kernel for texts of various lengths; it has no dropout."""
-    (bounds, _), longest = packing.on(query.device), int(packing.lengths[-1])
+    bounds, longest = packing.bounds_on(query.device), int(packing.lengths[-1])
     reach = -1 if reach is None else reach - 1
     return _import('torch.nn.attention.varlen').varlen_attn(
         query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(reach, reach))
@@ -144,7 +150,7 @@ def _varlen(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: tor
 def _flash(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float,
            scale: float | None, reach: int | None) -> torch.Tensor:
     """The package flash-attn."""
-    (bounds, _), longest = packing.on(query.device), int(packing.lengths[-1])
+    bounds, longest = packing.bounds_on(query.device), int(packing.lengths[-1])
     reach = -1 if reach is None else reach - 1
     return _import('flash_attn').flash_attn_varlen_func(
         query, key, value, bounds, bounds, longest, longest, dropout_p=dropout, softmax_scale=scale,

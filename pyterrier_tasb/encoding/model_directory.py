@@ -167,7 +167,7 @@ def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
         raise ValueError(f'{path}/config.json has no model_type: it is no Hugging Face model')
     # a checkpoint may lack layers that are not used here (the pooler): they are drawn, and always the same
     with _quiet(), torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)   # those of GPUs are the user's
         try:
             config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
             model, report = AutoModel.from_pretrained(

@@ -1,9 +1,21 @@
-"""Half precision where the hardware computes with it."""
+"""Where to compute, and in half precision where the hardware does."""
 from __future__ import annotations
+
+import os
 
 import torch
 
 _DTYPES = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """The device asked for; None takes a GPU if there is one, in a distributed run one for each process."""
+    if device is None:
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = torch.device(device)
+    if device.type == 'cuda' and device.index is None:   # threads have a current device each
+        return torch.device('cuda', int(os.environ.get('LOCAL_RANK') or 0))
+    return device
 
 
 def has_bf16(device: torch.device) -> bool:

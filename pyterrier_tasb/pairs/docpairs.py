@@ -115,12 +115,20 @@ def _frames(docpairs: Iterable[Any]) -> Iterator[pd.DataFrame]:
         rows = []
         for pair in some:
             number += 1
-            rows.append(tuple(str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b'))
-                        + (float(_get(pair, 'margin', number, 0.0)),))
+            rows.append((*_ids(pair, number), float(_get(pair, 'margin', number, 0.0))))
         yield pd.DataFrame(rows, columns=[*_IDS, 'margin'])
 
 
 _REQUIRED = object()
+
+
+def ids_of(docpairs: Iterable[Any]) -> list[list[str]]:
+    """Query, better and worse document of each."""
+    return [_ids(pair, number) for number, pair in enumerate(docpairs, 1)]
+
+
+def _ids(pair: Any, number: int) -> list[str]:  # noqa: ANN401
+    return [str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b')]
 
 
 def _get(pair: Any, name: str, number: int, default: Any = _REQUIRED) -> Any:  # noqa: ANN401

@@ -153,6 +153,7 @@ class CandidateSource(pt.Transformer):
         self.teacher, self.text_field, self.scores_needed = teacher, text_field, scores_needed
         self._loader = None if corpus is None else text_loader(corpus, text_field)
         self._positives = qrels[qrels['label'] > 0][['qid', 'docno']]
+        self._now: dict[str, int] = {}
         self.counts, self._counted = counts, {}   # by the first query of a call: one that is repeated counts once
         if counts is not None and counts.exists():
             self._counted = read_json(counts)
@@ -169,7 +170,7 @@ class CandidateSource(pt.Transformer):
         """Candidates of `topics` (qid, query), with `text_field` and `score`."""
         pt.validate.query_frame(topics, extra_columns=['query'], context=self)
         found = self._with_scores(self.with_text(self.with_relevant(topics)))
-        if len(topics):
+        if self._now:
             self._counted[topics['qid'].iloc[0]] = self._now
             if self.counts is not None:
                 write_json(self.counts, self._counted)
@@ -200,13 +201,16 @@ class CandidateSource(pt.Transformer):
 
     def with_relevant(self, topics: pd.DataFrame) -> pd.DataFrame:
         """Candidates of `topics` and all their positives, as they come."""
-        self._now: dict[str, int] = {}
+        self._now = {}
         found = self.candidates(topics)
         return pd.concat([found, self._missing_positives(topics, found)], ignore_index=True)
 
     def usable(self, found: pd.DataFrame, texts: TextStore | None) -> pd.DataFrame:
-        """Validation candidates with text, or in a text store; what has none is dropped with a warning."""
-        self._now = {}
+        """Validation candidates with text, or in a text store; what has none is dropped with a warning.
+
+        Raises:
+            ValueError: Nothing is left.
+        """
         if texts is None or self.text_field in found.columns:
             found = self.with_text(found)
         else:
@@ -215,6 +219,9 @@ class CandidateSource(pt.Transformer):
             found = found[known].reset_index(drop=True)
         self._counted['validation'] = self._now
         self.report('validation')
+        if not len(found):
+            raise ValueError('no validation candidate has text: put a text loader into what makes them, or give '
+                             'corpus=')
         return found
 
     def with_text(self, found: pd.DataFrame) -> pd.DataFrame:

@@ -71,7 +71,8 @@ def chunks(folder: Path, ours: dict[str, Any]) -> Iterator[None]:
     Raises:
         ValueError: It holds other files, or chunks of another call.
     """
-    if folder.exists() and not (folder / 'run.json').exists() and set(os.listdir(folder)) - {LOCK}:
+    there = os.listdir(folder) if folder.exists() else []
+    if 'run.json' not in there and not all(name.startswith((LOCK, '.run.json.')) for name in there):
         raise ValueError(f'{folder}, where unfinished chunks would go, holds other files: give another path')
     with locked(folder):
         claim(folder, 'chunks', ours)

@@ -19,6 +19,7 @@ from .._files import fingerprint
 from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
+from ..encoding.precision import device_of
 from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert
@@ -86,7 +87,7 @@ class LateInteraction(pt.Estimator):
         super().__init__()
         self.model_name = str(model_name)
         self.text_field, self.cache_dir, self.verbose, self.amp = text_field, cache_dir, verbose, amp
-        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.device = device_of(device)
         if cache_bytes is None:
             cache_bytes = 0 if self.device.type == 'cuda' else 1 << 30
         self.cache_bytes = cache_bytes
@@ -101,7 +102,8 @@ class LateInteraction(pt.Estimator):
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
         self.module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
         self._cache, self._weights_fingerprint = _VectorCache(cache_bytes), None
-        self._unfinished: tuple[str, str] | None = None   # name and weights with which an interrupted fit began
+        # work_dir of an interrupted fit, name and weights before it
+        self._unfinished: tuple[str, str, str] | None = None
         self.record: dict[str, Any] | None = None
 
     # ---- scoring -----------------------------------------------------------------------------------------------
@@ -234,8 +236,11 @@ class LateInteraction(pt.Estimator):
         return self
 
     def weights_changed(self) -> None:
-        """Forget cached vectors and take a name that no other weights have."""
-        self._cache, self._weights_fingerprint = _VectorCache(self.cache_bytes), None
+        """Forget cached vectors and, if the weights are others now, take a name that no other weights have."""
+        before, self._weights_fingerprint = self._weights_fingerprint, None
+        if self.weights_fingerprint == before:
+            return
+        self._cache = _VectorCache(self.cache_bytes)
         self.model_name = f'{self.model_name.partition("#")[0]}#trained-{self.weights_fingerprint[:8]}'
 
     @property

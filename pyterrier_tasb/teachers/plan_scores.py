@@ -81,7 +81,8 @@ class TeacherScores(pt.Artifact):
         _check(path, key)
         if not (path / 'pt_meta.json').exists():
             with locked(path):
-                _score(path, key, bind_in_batch_teacher(teacher, queries, docs, path, plan), plan)
+                if not (path / 'pt_meta.json').exists():   # another process may have finished meanwhile
+                    _score(path, key, bind_in_batch_teacher(teacher, queries, docs, path, plan), plan)
             (path / LOCK).unlink(missing_ok=True)
         return cls(path)
 

@@ -17,9 +17,11 @@ _FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.jso
 
 
 def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
     with open(file, 'rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') \
-            else hashlib.sha256(stream.read()).hexdigest()
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _is_whole(folder: Path, files: frozenset[str] = _FILES) -> bool:

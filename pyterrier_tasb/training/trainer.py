@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import ir_measures
 import pyterrier as pt
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -61,8 +60,8 @@ class TrainingRecord:
 class _Steps(Dataset):
     """Step number → (step number, batch), made in a thread `ahead` of their use: a GPU need not wait for the next."""
 
-    def __init__(self, batches: Batches, n_batches: int, ahead: int = 0) -> None:
-        self.batches, self.n_batches, self.ahead = batches, n_batches, ahead
+    def __init__(self, batches: Batches, n_batches: int, ahead: int = 0, stride: int = 1) -> None:
+        self.batches, self.n_batches, self.ahead, self.stride = batches, n_batches, ahead, stride
         self._pool, self._made = ThreadPoolExecutor(1), {}
 
     def __len__(self) -> int:
@@ -71,7 +70,7 @@ class _Steps(Dataset):
     def __getitem__(self, step: int) -> tuple[int, Any]:
         if not self.ahead:
             return step, self.batches[step]
-        for number in range(step, min(step + 1 + self.ahead, self.n_batches)):
+        for number in range(step, min(step + 1 + self.ahead * self.stride, self.n_batches), self.stride):
             if number not in self._made:
                 self._made[number] = self._pool.submit(self.batches.__getitem__, number)
         return step, self._made.pop(step).result()
@@ -147,7 +146,8 @@ class _Trainer(Trainer):
                  start: int, save_memory: SaveMemory | None) -> None:
         n_batches = training.steps * training.accumulation * args.world_size
         super().__init__(module, args, data_collator=lambda items: items[0],
-                         train_dataset=_Steps(batches, n_batches, _AHEAD.get(args.device.type, 0)), callbacks=callbacks,
+                         train_dataset=_Steps(batches, n_batches, _AHEAD.get(args.device.type, 0), args.world_size),
+                         callbacks=callbacks,
                          eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
         self.training, self.loss, self.validate, self.save_memory = training, loss, validate, save_memory
@@ -190,7 +190,7 @@ class _Trainer(Trainer):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         for number in range(first, inputs[0]):
-            super().training_step(model, self.train_dataset[number], num_items_in_batch)
+            super().training_step(model, (number, self.train_dataset.batches[number]), num_items_in_batch)
         self._parts, self._n_parts = parts   # they are logged once
         return self.training_step(model, inputs, num_items_in_batch)
 
@@ -289,7 +289,7 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
         save_strategy='steps', save_steps=save_every, save_total_limit=2, ignore_data_skip=True,
         eval_strategy='steps' if has_validation else 'no', eval_steps=training.validation_interval,
         load_best_model_at_end=has_validation, greater_is_better=True,
-        metric_for_best_model=f'eval_{ir_measures.parse_measure(training.measure)}' if has_validation else None,
+        metric_for_best_model=f'eval_{training.measure}' if has_validation else None,
         fp16=fp16, dataloader_pin_memory=False, ddp_find_unused_parameters=False)
     args._n_gpu = min(args.n_gpu, 1)   # one process, one device: DataParallel would split a batch
     return args
@@ -298,15 +298,15 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
 def _callbacks(training: Training, has_validation: bool, progress: _Progress) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [progress]
     if has_validation and training.patience is not None:
-        callbacks.append(_Patience(training, str(ir_measures.parse_measure(training.measure))))
+        callbacks.append(_Patience(training))
     return callbacks
 
 
 class _Patience(TrainerCallback):
     """Early stopping, by the log alone, so that a resumed run stops where an uninterrupted one does."""
 
-    def __init__(self, training: Training, measure: str) -> None:
-        self.training, self.measure = training, f'eval_{measure}'
+    def __init__(self, training: Training) -> None:
+        self.training, self.measure = training, f'eval_{training.measure}'
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
         values = [entry[self.measure] for entry in state.log_history if self.measure in entry]
@@ -393,6 +393,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         finally:
             progress.close()
             trainer.train_dataset.close()
+            trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
             module.eval()
             module.to(device)
             trainer.accelerator.free_memory()

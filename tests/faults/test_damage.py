@@ -1,4 +1,5 @@
 """Damaged files, full disks and two processes in one place: a clear sentence or a repair, and nothing half-written."""
+import errno
 import multiprocessing
 import os
 import resource
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from pyterrier_tasb import QueryClusters, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
-from pyterrier_tasb._files import atomic_dir, atomic_file, write_json
+from pyterrier_tasb._files import atomic_dir, atomic_file, disk_named, write_json
 from pyterrier_tasb._locks import locked, work_directory
 from pyterrier_tasb.encoding import TokenStore
 from pyterrier_tasb.sampling import BatchPlan
@@ -247,6 +248,26 @@ def test_a_number_left_in_the_environment_is_no_distributed_run(tmp_path, monkey
     monkeypatch.setenv('RANK', '1')
     with work_directory(tmp_path), pytest.raises(ValueError, match='another process'), work_directory(tmp_path):
         pass
+
+
+def test_several_processes_need_a_directory_that_all_see(tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='several processes need work_dir='), work_directory(None):
+        pass
+
+
+def test_the_disk_that_is_full_is_named_by_who_wrote(tmp_path):
+    with pytest.raises(OSError, match='while writing .*/inner: make room; then that') as info, \
+            disk_named(tmp_path / 'outer', 'then this'), disk_named(tmp_path / 'inner', 'then that'):
+        raise OSError(errno.ENOSPC, 'full')
+    assert info.value.errno == errno.ENOSPC
+
+
+def test_files_can_be_read_by_those_who_may_read_directories(tmp_path):
+    write_json(tmp_path / 'it' / 'file', 1)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert (tmp_path / 'it' / 'file').stat().st_mode & 0o777 == 0o666 & ~mask
 
 
 def test_a_lock_is_released_after_an_exception(tmp_path):

@@ -151,6 +151,24 @@ def test_another_scorer_of_the_same_name_is_noticed(frame, tmp_path):
         CachedScorer(Scorer(lambda query, text: -len(text), 'one'), tmp_path / 'cache')(frame)
 
 
+def test_a_scorer_that_rewrites_queries_or_leaves_rows_out_is_itself_again(frame, tmp_path):
+    class Rewriting(pt.Transformer):
+        def __init__(self, factor):
+            self.factor = factor
+
+        def transform(self, inp):
+            found = lengths()(inp)
+            return found.assign(query=found['query'].str.upper(), score=self.factor * found['score']).iloc[1:]
+
+        def __repr__(self):
+            return 'Rewriting()'
+    first = CachedScorer(Rewriting(1), tmp_path / 'cache')(frame)
+    again = CachedScorer(Rewriting(1), tmp_path / 'cache')(frame)
+    assert first['score'].tolist() == again['score'].tolist() and len(first) == len(frame) - 1
+    with pytest.raises(ValueError, match='holds scores of another teacher'):
+        CachedScorer(Rewriting(3), tmp_path / 'cache')(frame)
+
+
 def test_queries_of_equal_text_are_one_to_the_cache_and_rows_without_a_score_are_left_out(frame, tmp_path):
     twice = pd.concat([frame, frame.assign(qid='x' + frame['qid'])], ignore_index=True)
     scorer = words()

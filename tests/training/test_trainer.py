@@ -148,6 +148,16 @@ def test_batches_that_are_made_ahead_are_the_same(tmp_path, accumulation, monkey
         run(tmp_path / 'broken', training, batches=Broken())
 
 
+@pytest.mark.parametrize('world_size', [1, 2, 3])
+def test_a_process_makes_only_its_own_batches_ahead(world_size):
+    batches, n = Batches(), 12
+    steps = trainer._Steps(batches, n, ahead=2, stride=world_size)
+    for number in range(1, n, world_size):
+        assert steps[number][1].number == number
+    steps.close()
+    assert batches.asked == list(range(1, n, world_size)) and not steps._made
+
+
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_every_batch_is_asked_for_once_in_order(tmp_path, accumulation):
     batches = Batches()
