@@ -210,15 +210,20 @@ def array_fingerprint(array: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
+def add_file(digest: Any, path: Path) -> None:  # noqa: ANN401
+    """Add a file's contents to a digest of hashlib, some at a time."""
+    with open(path, 'rb') as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+
+
 def file_fingerprint(*paths: Path) -> str:
     """A short hash of the contents of files; one that is missing or unreadable has a hash of its own."""
     digest = hashlib.sha256()
     for path in paths:
         try:
             digest.update(os.path.getsize(path).to_bytes(8, 'little'))
-            with open(path, 'rb') as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
+            add_file(digest, path)
         except OSError:
             digest.update(b'missing')
     return digest.hexdigest()[:16]

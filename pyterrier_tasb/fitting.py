@@ -42,6 +42,7 @@ from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
+from .training.checkpoints import begun_with
 from .training.dual import dual_loss
 from .training.trainer import train
 from .training.validation import RerankingPool
@@ -71,10 +72,9 @@ class Fit:
         # [batch, tokens]: the micro-batch was halved there; a call that goes on halves at the same batches
         self.halvings: list[list[int]] = read_json(self._halvings_file, list) if self._halvings_file.exists() else []
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
-        begun = student._unfinished if resume else None
-        if begun is None or begun[0] != str(folder):
-            begun = str(folder), student.model_name, self.weights_before
-        _, self.base_name, self.base_weights = begun
+        self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
+                                self.weights_before)
+        _, self.base_name, self.base_weights = self.begun
         self.report: dict[str, Any] = {
             'base_model': self.base_name, 'training': self.training.to_dict(),
             'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
@@ -282,7 +282,7 @@ class Fit:
     def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
-        self.student._unfinished = str(self.folder), self.base_name, self.base_weights
+        self.student._unfinished = self.begun
         record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                        validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
                        desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp, kept=self.kept)

@@ -19,6 +19,7 @@ from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, 
 from ..pairs.examples import Examples, frame_fingerprint, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
+from ..training.checkpoints import begun_with
 from ..training.state import main_process_first
 from ..training.trainer import train
 from .maxsim import maxsim
@@ -34,9 +35,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     """Train `teacher` in place; returns the record."""
     check_trains(teacher.amp, teacher.device)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
-    begun = teacher._unfinished if resume else None
-    if begun is None or begun[0] != str(folder):
-        begun = str(folder), teacher.model_name, teacher.weights_fingerprint
+    begun = begun_with(teacher._unfinished if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
     _, name, weights = begun
     validate, of_validation = _validation(teacher, validation, validation_qrels, training.measure)
     with main_process_first(teacher.device):
@@ -48,7 +47,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                                'amp': teacher.amp, **training.replace(report_to='none').to_dict()}))
         batches = LabelledBatches(teacher, examples, BatchPlan(
             examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed), folder)
-    teacher._unfinished = str(folder), name, weights
+    teacher._unfinished = begun
     try:
         record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
                        training, output_dir=folder / 'checkpoints', device=teacher.device, validate=validate,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from .._files import atomic_dir, read_json, write_json
+from .._files import add_file, atomic_dir, read_json, write_json
 from .._locks import rank
 
 _COMPLETE, _START, _WEIGHTS = 'complete.json', 'start', 'model.safetensors'
@@ -18,9 +18,7 @@ _FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.jso
 
 def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
-    with open(file, 'rb') as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
+    add_file(digest, file)
     return digest.hexdigest()
 
 
@@ -107,6 +105,19 @@ def going_on(output_dir: Path) -> str:
     newest = newest_checkpoint(output_dir)
     return (f'the newest checkpoint is {newest or "none yet"}: the same call with resume=True goes on from '
             f'{"it" if newest else "the weights that this one began with"}')
+
+
+def begun_with(unfinished: tuple[str, str, str] | None, folder: Path, name: str, weights: str,
+               ) -> tuple[str, str, str]:
+    """The work directory, name and weights that a run began with: those of an interrupted one, where it was here.
+
+    Args:
+        unfinished: What this gave to a call that was interrupted, or None.
+        folder: The work directory.
+        name: The model's name now.
+        weights: The fingerprint of its weights now.
+    """
+    return unfinished if unfinished is not None and unfinished[0] == str(folder) else (str(folder), name, weights)
 
 
 def restore(module: torch.nn.Module, output_dir: Path) -> None:
