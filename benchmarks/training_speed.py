@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import interleaved, machine, report
+from transformers import AutoModel, AutoTokenizer
 
 from pyterrier_tasb import BatchPlan, Encoder, LateInteraction, ScoredPairs, TeacherScores, TextStore, minilm, pydocs
 from pyterrier_tasb.encoding import TokenStore
@@ -100,13 +101,10 @@ def sentence_transformers(data: Data, path: str, amp: bool) -> Callable[[int], N
     return step
 
 
-def plain_loop(data: Data, base: Encoder, teacher: LateInteraction | None) -> Callable[[int], None]:
+def plain_loop(data: Data, path: str, with_teacher: bool) -> Callable[[int], None]:
     """One optimiser step as the reference trainer takes it."""
-    model, tokenizer = copy.deepcopy(base.model).train(), base.tokenizer
-    theirs = None if teacher is None else copy.deepcopy(teacher.module.encoder.model)
-    for some in (model, theirs):
-        if some is not None:
-            some.set_attn_implementation('sdpa')
+    model, tokenizer = AutoModel.from_pretrained(path).train(), AutoTokenizer.from_pretrained(path)
+    theirs = AutoModel.from_pretrained(path).eval() if with_teacher else None
     update = optimiser(model)
 
     def states(model: torch.nn.Module, texts: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +128,7 @@ def plain_loop(data: Data, base: Encoder, teacher: LateInteraction | None) -> Ca
         scores = torch.cat([q_pos @ p.T, q_neg @ n.T], 1)
         rows = torch.arange(len(queries))
         loss = ((scores[rows, rows] - scores[rows, rows + len(rows)] - margin) ** 2).mean()
-        if teacher is not None:
+        if with_teacher:
             wanted = torch.cat([late(queries, pos), late(queries, neg)], 1)
             difference = (scores[rows, rows][:, None] - scores) - (wanted[rows, rows][:, None] - wanted)
             loss = loss + .75 * (difference ** 2).mean()
@@ -154,8 +152,8 @@ def main() -> None:
         makers = {
             'sentence-transformers fp32': lambda: sentence_transformers(data, path, amp=False),
             'sentence-transformers bf16': lambda: sentence_transformers(data, path, amp=True),
-            'plain loop fp32': lambda: plain_loop(data, base, None),
-            'plain loop fp32, live teacher': lambda: plain_loop(data, base, teacher),
+            'plain loop fp32': lambda: plain_loop(data, path, with_teacher=False),
+            'plain loop fp32, live teacher': lambda: plain_loop(data, path, with_teacher=True),
             'ours padded fp32': lambda: ours(data, base, 'padded', 'off', None),
             'ours sorted fp32': lambda: ours(data, base, 'sorted', 'off', None),
             'ours packed fp32': lambda: ours(data, base, 'packed', 'off', None),

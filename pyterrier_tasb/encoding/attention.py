@@ -43,7 +43,7 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
             attention_mask = window(query.shape[2], sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     flat = (x.transpose(1, 2)[0] for x in (query, key, value))   # [1, H, T, d] → [T, H, d]
-    return packing(*flat, dropout=dropout, scale=scaling, reach=sliding_window)[None], None
+    return packing(*flat, share=dropout, scale=scaling, reach=sliding_window)[None], None
 
 
 def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

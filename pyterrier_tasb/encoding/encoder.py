@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._files import fingerprint
-from . import attention, parity
+from . import attention, dropout, parity
 from .batching import by_budget, near_equal
 from .kernels import KERNELS, Packing
 from .precision import autocast_dtype
@@ -81,6 +81,7 @@ class Encoder(torch.nn.Module):
         elif strategy == 'packed':
             raise ValueError(f"strategy='packed' is not known to be right for {model.config.model_type!r} models: "
                              "leave it at 'auto'")
+        dropout.use_in(model)
         if getattr(model, 'pooler', None) is not None:
             model.pooler.requires_grad_(False)   # not used here, and several processes wait for every gradient
 
@@ -203,7 +204,7 @@ class Encoder(torch.nn.Module):
                     agreeing.append(name)
                 else:
                     _log.info('attention kernel %r differs from padding by %.1g: not used', name, found)
-        return tuple(agreeing)
+        return tuple(agreeing) if list(KERNELS)[-1] in agreeing else ()   # it alone does every call
 
     # texts to vectors
 
@@ -304,7 +305,7 @@ class Encoder(torch.nn.Module):
 
     def _packed(self, tokens: Tokens, kernels: tuple[str, ...]) -> torch.Tensor:
         """[T, D], all texts in one row."""
-        packing = Packing(tokens.lengths, kernels)
+        packing = Packing(tokens.lengths, kernels, self.device)
         positions = packing.positions(attention.first_position(self.model.config))
         return self.model(input_ids=torch.from_numpy(tokens.ids)[None].to(self.device),
                           position_ids=positions[None].to(self.device), packing=packing).last_hidden_state[0]

@@ -68,7 +68,7 @@ def test_token_states_are_in_the_order_given(strategy):
 def test_packed_is_chosen_and_said(name, caplog):
     with caplog.at_level(logging.INFO, 'pyterrier_tasb'):
         assert encoder(name, 'auto').strategy == 'packed'
-    assert 'packed forward passes (runs)' in caplog.text
+    assert 'packed forward passes (runs, groups)' in caplog.text
 
 
 def test_unknown_architectures_are_sorted():
@@ -85,18 +85,18 @@ def test_mpnet_would_be_wrong_if_packed_and_the_check_sees_it(monkeypatch):
 
 
 def test_a_kernel_that_is_wrong_or_raises_is_not_used(monkeypatch, caplog):
-    def runs(packing, query, *rest):
+    def groups(packing, query, *rest):
         return query
 
-    monkeypatch.setitem(KERNELS, 'runs', kernels.Kernel(runs, lambda *call: True))
+    monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(groups, lambda *call: True))
     with caplog.at_level(logging.INFO, 'pyterrier_tasb'):
         assert encoder('bert', 'auto').strategy == 'sorted'
-    assert "kernel 'runs' differs" in caplog.text
+    assert "kernel 'groups' differs" in caplog.text
 
     def broken(*call):
         raise NotImplementedError
 
-    monkeypatch.setitem(KERNELS, 'runs', kernels.Kernel(broken, lambda *call: True))
+    monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(broken, lambda *call: True))
     assert encoder('bert', 'auto').strategy == 'sorted'
 
 
@@ -140,26 +140,27 @@ def test_dropout_is_the_configurations():
 
     x = torch.randn(3, int(tokens.lengths.sum()), 2, 16, generator=torch.Generator().manual_seed(1))
     packing = Packing(np.sort(tokens.lengths))
-    attend = {'dropout': .2, 'scale': None, 'reach': None}
+    attend = {'share': .2, 'scale': None, 'reach': None}
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         drawn = torch.stack([packing(*x, **attend) for _ in range(2000)])
     mean, spread = drawn.mean(0), drawn.std(0)
     assert spread.min() > 0
-    off = (mean - packing(*x, **{**attend, 'dropout': 0.})) / (spread / 2000 ** .5 + 1e-6)
+    off = (mean - packing(*x, **{**attend, 'share': 0.})) / (spread / 2000 ** .5 + 1e-6)
     assert off.abs().mean() == pytest.approx((2 / np.pi) ** .5, abs=.05)   # of a standard normal
 
 
-@pytest.mark.parametrize('dropout', [0., 1e-9])   # next to none, but computed in training's own way
+@pytest.mark.parametrize('share', [0., 1e-9])   # next to none, but computed in training's own way
 @pytest.mark.parametrize('reach', [None, 5])
-def test_groups_and_runs_agree(reach, dropout):
-    """Padding inside attention is how GPUs without a fused kernel do it."""
-    lengths = np.sort(ragged().lengths)
+def test_groups_and_runs_agree(reach, share, monkeypatch):
+    monkeypatch.setitem(kernels._GROUPS, 'cpu', 3)   # of 12 texts: rectangles have padding, some more than they reach
+    packing = Packing(np.sort(ragged().lengths))
+    assert any(group.mask is not None for group in packing.groups)
     generator = torch.Generator().manual_seed(2)
-    q, k, v = (torch.randn(int(lengths.sum()), 2, 8, generator=generator).requires_grad_() for _ in range(3))
+    q, k, v = (torch.randn(int(packing.lengths.sum()), 2, 8, generator=generator).requires_grad_() for _ in range(3))
     results = []
-    for name in ('runs', 'groups'):
-        out = KERNELS[name].run(Packing(lengths), q, k, v, dropout if name == 'groups' else 0., .3, reach)
+    for name, of in (('runs', 0.), ('groups', share)):
+        out = KERNELS[name].run(packing, q, k, v, of, .3, reach)
         results.append((out, *torch.autograd.grad((out ** 2).sum(), (q, k, v))))
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
