@@ -60,3 +60,25 @@ def bin_offsets(indptr: np.ndarray, margin: np.ndarray, n_bins: int = 10) -> np.
         np.cumsum(counts, axis=1, out=offsets[start:stop, 1:])
         start = stop
     return offsets
+
+
+def filled_bins(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bins that have pairs: each begins where the offsets step up.
+
+    Args:
+        offsets: int64[Q, n_bins + 1], of :func:`bin_offsets`.
+
+    Returns:
+        Edges int64[Q, n_bins + 1] and counts int64[Q]: filled bin b of query q, of counts[q], is
+        `[edges[q, b], edges[q, b + 1])`; what follows in a row is 0.
+
+    >>> edges, counts = filled_bins(np.array([[0, 2, 2, 5]]))
+    >>> edges.tolist(), counts.tolist()
+    ([[0, 2, 5, 0]], [2])
+    """
+    edge = np.ones(offsets.shape, dtype=bool)
+    np.greater(offsets[:, 1:], offsets[:, :-1], out=edge[:, 1:])
+    counts = edge.sum(1)
+    edges = np.zeros_like(offsets)
+    edges[np.arange(offsets.shape[1]) < counts[:, None]] = offsets[edge]   # row by row, both ways
+    return edges, counts - 1

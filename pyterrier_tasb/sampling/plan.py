@@ -1,6 +1,7 @@
 """What goes in a batch, as a pure function of (seed, step)."""
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from .._files import fingerprint
-from .bins import bin_offsets
+from .bins import bin_offsets, filled_bins
 from .clusters import QueryClusters
 
 _TRIES = 100   # draws of a cluster before those that a batch has already are left out
@@ -86,12 +87,13 @@ class BatchPlan:
         # plain views: reading a few rows of a memory map costs more in its class than in the disk
         self._indptr, self._pos, self._neg, self._margin = (
             np.asarray(getattr(pairs, name)) for name in ('indptr', 'pos', 'neg', 'margin'))
-        self._rows = np.arange(batch_size)
         self.clusters = None if sampling == 'random' else clusters
         available = self._members()
         if available < batch_size:
             raise ValueError(f'{available} queries can be drawn, fewer than a batch of {batch_size}')
-        self._bins = bin_offsets(pairs.indptr, pairs.margin, n_bins) if sampling == 'tas-balanced' else None
+        if sampling == 'tas-balanced':
+            edges, self._filled = filled_bins(bin_offsets(pairs.indptr, pairs.margin, n_bins))
+            self._edges = edges.ravel()
 
     def _members(self) -> int:
         if self.sampling == 'random':
@@ -108,10 +110,13 @@ class BatchPlan:
         return int(sizes.sum())
 
     def __getitem__(self, step: int) -> Batch:
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        if step < 0:
+            raise IndexError(f'step {step}: the first is 0')
+        rng = _generators.of(self.seed, step)
         query, cluster = self._random_queries(rng) if self.sampling == 'random' else self._topic_queries(rng)
         start = self._indptr[query]
-        pair = start + (self._uniform_pairs(rng, query) if self._bins is None else self._balanced_pairs(rng, query))
+        pair = start + (self._balanced_pairs(rng, query) if self.sampling == 'tas-balanced'
+                        else self._uniform_pairs(rng, query))
         return Batch(step, query, pair, self._pos[pair].astype(np.int64), self._neg[pair].astype(np.int64),
                      self._margin[pair].astype(np.float32), cluster)
 
@@ -121,47 +126,42 @@ class BatchPlan:
 
     def _topic_queries(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         quota = self.batch_size // self.clusters_per_batch
-        queries, clusters, seen, missing = [], [], set(), self.batch_size
+        queries, drawn, counts, missing = [], [], [], self.batch_size
         while missing:
-            cluster = self._unseen_cluster(rng, seen)
-            seen.add(cluster)
+            cluster = self._unseen_cluster(rng, drawn)
             members = self.clusters.members(cluster)
+            drawn.append(cluster)
             # equal shares first; the last cluster, and any after it, gives what the batch still lacks
-            wanted = min(missing, len(members), quota if len(seen) < self.clusters_per_batch else missing)
+            wanted = min(missing, len(members), quota if len(drawn) < self.clusters_per_batch else missing)
             queries.append(members[rng.choice(len(members), wanted, replace=False, shuffle=False)])
-            clusters.append(np.full(wanted, cluster, dtype=np.int64))
+            counts.append(wanted)
             missing -= wanted
-            if len(seen) == len(self._drawable) and missing:
-                query, cluster_of = self._rest(rng, np.concatenate(queries), missing)
-                queries.append(query)
-                clusters.append(cluster_of)
+            if missing and len(drawn) == len(self._drawable):
+                queries.append(self._rest(rng, np.concatenate(queries), missing))
                 break
-        return np.concatenate(queries).astype(np.int64), np.concatenate(clusters)
+        query = np.concatenate(queries)
+        return query, self.clusters.assignment[query].astype(np.int64)
 
-    def _unseen_cluster(self, rng: np.random.Generator, seen: set[int]) -> int:
+    def _unseen_cluster(self, rng: np.random.Generator, seen: list[int]) -> int:
         for _ in range(_TRIES):
             cluster = int(self._drawable[_drawn(rng, self._cumulative)])
             if cluster not in seen:
                 return cluster
         # those seen have nearly all of the weight: draw among the others, which is the same distribution
-        left = np.flatnonzero(~np.isin(self._drawable, list(seen)))
+        left = np.flatnonzero(~np.isin(self._drawable, seen))
         return int(self._drawable[left[_drawn(rng, _cumulative(self._weight[left]))]])
 
-    def _rest(self, rng: np.random.Generator, drawn: np.ndarray, missing: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rest(self, rng: np.random.Generator, drawn: np.ndarray, missing: int) -> np.ndarray:
         left = np.setdiff1d(np.flatnonzero(self.clusters.assignment >= 0), drawn)
-        query = left[rng.choice(len(left), missing, replace=False, shuffle=False)]
-        return query, self.clusters.assignment[query].astype(np.int64)
+        return left[rng.choice(len(left), missing, replace=False, shuffle=False)]
 
     def _uniform_pairs(self, rng: np.random.Generator, query: np.ndarray) -> np.ndarray:
         return _below(rng, self._indptr[query + 1] - self._indptr[query])
 
     def _balanced_pairs(self, rng: np.random.Generator, query: np.ndarray) -> np.ndarray:
-        offsets = self._bins[query]                                    # [B, h + 1]
-        filled = (offsets[:, 1:] > offsets[:, :-1]).cumsum(1)          # non-empty bins up to this one
-        nth = _below(rng, filled[:, -1])
-        bin_ = (filled <= nth[:, None]).sum(1)
-        low, high = offsets[self._rows, bin_], offsets[self._rows, bin_ + 1]
-        return low + _below(rng, high - low)
+        at = query * (self.n_bins + 1) + _below(rng, self._filled[query])
+        low = self._edges[at]
+        return low + _below(rng, self._edges[at + 1] - low)
 
     @property
     def fingerprint(self) -> str:
@@ -186,4 +186,22 @@ def _drawn(rng: np.random.Generator, cumulative: list[float]) -> int:
 
 def _below(rng: np.random.Generator, sizes: np.ndarray) -> np.ndarray:
     """int64[B], uniform in [0, sizes[i])."""
-    return np.minimum((rng.random(len(sizes)) * sizes).astype(np.int64), sizes - 1)
+    # the largest number below 1 times a whole number below 2**53 is never rounded up to that number
+    return (rng.random(len(sizes)) * sizes).astype(np.int64)
+
+
+class _Generators(threading.local):
+    """A generator for each thread, set to where `Philox(key=[seed, step])` begins; making one takes longer."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.Generator(np.random.Philox(key=[0, 0]))
+        self.state = self.rng.bit_generator.state
+
+    def of(self, seed: int, step: int) -> np.random.Generator:
+        """The generator of a step, until the thread asks for another."""
+        self.state['state']['key'][:] = seed, step
+        self.rng.bit_generator.state = self.state
+        return self.rng
+
+
+_generators = _Generators()

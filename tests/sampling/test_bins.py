@@ -89,3 +89,12 @@ def test_many_pairs_are_binned_in_pieces_with_the_same_result(monkeypatch):
 def test_errors(indptr, n_bins, message):
     with pytest.raises(ValueError, match=message):
         bin_offsets(np.array(indptr), np.array([0.0, 1.0]), n_bins)
+
+
+@settings(deadline=None)
+@given(queries, st.integers(1, 12))
+def test_filled_bins_are_the_bins_that_have_pairs(margins, n_bins):
+    offsets = bin_offsets(*csr(margins), n_bins)
+    for row, edges, count in zip(offsets, *bins_module.filled_bins(offsets)):
+        filled = [(low, high) for low, high in zip(row[:-1], row[1:]) if high > low]
+        assert list(zip(edges[:count], edges[1:count + 1])) == filled

@@ -61,6 +61,51 @@ def test_a_batch_depends_on_seed_and_step_only(pairs, clusters, options):
     assert arrays(plan()[np.int64(7)]) == alone[7]
 
 
+def plain_batch(plan, step):
+    """The oracle: a generator made for the step, bins counted again at each draw."""
+    rng = np.random.Generator(np.random.Philox(key=[plan.seed, step]))
+    sizes = plan.clusters.sizes
+    chances = np.cumsum(np.full((sizes > 0).sum(), 1 / (sizes > 0).sum()))
+    queries, seen = [], []
+    while len(queries) < plan.batch_size:
+        cluster = np.flatnonzero(sizes)[min((chances <= rng.random()).sum(), len(chances) - 1)]
+        if cluster not in seen:
+            seen.append(cluster)
+            members = np.flatnonzero(plan.clusters.assignment == cluster)
+            n = min(plan.batch_size - len(queries), len(members))
+            queries += members[rng.choice(len(members), n, replace=False, shuffle=False)].tolist()
+    offsets = bin_offsets(plan.pairs.indptr, plan.pairs.margin, plan.n_bins)
+    filled = [np.flatnonzero(np.diff(offsets[query])) for query in queries]
+    bins = [some[int(draw * len(some))] for some, draw in zip(filled, rng.random(len(filled)))]
+    pairs = []
+    for query, bin_, draw in zip(queries, bins, rng.random(len(bins))):
+        low, high = offsets[query, bin_], offsets[query, bin_ + 1]
+        pairs.append(int(plan.pairs.indptr[query] + low + int(draw * (high - low))))
+    return queries, pairs
+
+
+@pytest.mark.parametrize('n_bins', [1, 4, 10])
+def test_batches_are_those_of_the_plain_way(pairs, clusters, n_bins):
+    plan = BatchPlan(pairs, clusters, batch_size=10, n_bins=n_bins, seed=2**62)
+    for step in [*range(200), 500_000]:
+        batch = plan[step]
+        assert (batch.query.tolist(), batch.pair.tolist()) == plain_batch(plan, step)
+
+
+def test_threads_do_not_disturb_one_another(pairs, clusters):
+    from concurrent.futures import ThreadPoolExecutor
+    plans = [BatchPlan(pairs, clusters, batch_size=4, seed=seed) for seed in range(4)]
+    expected = [[arrays(plan[step]) for step in range(300)] for plan in plans]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda plan: [arrays(plan[step]) for step in range(300)], plans))
+    assert found == expected
+
+
+def test_there_is_no_step_before_the_first(pairs, clusters):
+    with pytest.raises(IndexError, match='step -1: the first is 0'):
+        BatchPlan(pairs, clusters, batch_size=4)[-1]
+
+
 def test_seeds_up_to_the_largest_differ(pairs, clusters):
     seeds = [0, 1, 2**32, 2**53, 2**53 + 1, 2**63 - 1]
     drawn = [str(arrays(BatchPlan(pairs, clusters, batch_size=16, seed=seed)[0])) for seed in seeds]
