@@ -126,7 +126,7 @@ class BatchPlan:
 
     def _topic_queries(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         quota = self.batch_size // self.clusters_per_batch
-        queries, drawn, counts, missing = [], [], [], self.batch_size
+        queries, drawn, missing = [], [], self.batch_size
         while missing:
             cluster = self._unseen_cluster(rng, drawn)
             members = self.clusters.members(cluster)
@@ -134,7 +134,6 @@ class BatchPlan:
             # equal shares first; the last cluster, and any after it, gives what the batch still lacks
             wanted = min(missing, len(members), quota if len(drawn) < self.clusters_per_batch else missing)
             queries.append(members[rng.choice(len(members), wanted, replace=False, shuffle=False)])
-            counts.append(wanted)
             missing -= wanted
             if missing and len(drawn) == len(self._drawable):
                 queries.append(self._rest(rng, np.concatenate(queries), missing))
