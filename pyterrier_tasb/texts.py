@@ -130,6 +130,10 @@ class TextStore:
         """The texts of these rows."""
         return [self._texts[row] for row in rows]
 
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of these rows."""
+        return [self.ids[row] for row in rows]
+
     def index_of(self, ids: Sequence[str]) -> np.ndarray:
         """int64[n], the row of each id; −1 where it is not in the store."""
         blobs = [str(i).encode('utf-8', 'surrogatepass') for i in ids]
@@ -164,6 +168,10 @@ class TextRows:
     def take(self, rows: np.ndarray) -> list[str]:
         """The texts of these rows."""
         return self.store.take(self.rows[rows])
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of these rows."""
+        return self.store.ids_of(self.rows[rows])
 
     def __repr__(self) -> str:
         return f'TextRows({self.store!r}, {len(self):,} of them)'

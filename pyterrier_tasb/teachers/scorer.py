@@ -9,41 +9,52 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
-from ..texts import TextStore
+from ..texts import TextRows, TextStore
+
+_Texts = tuple[list[str], list[str]]   # ids and texts
 
 
 class ScorerTeacher:
     """Asks a scorer for every (query, passage) of a batch: right for any scorer, and as slow as B × 2B calls to it.
 
     Args:
-        scorer: A transformer that scores qid, query, docno and the text column.
+        scorer: A transformer that scores qid, query, docno and the text column; it may read the text, or look up by qid
+            and docno.
         text_field: The text's column.
     """
 
     def __init__(self, scorer: pt.Transformer, text_field: str = 'text') -> None:
         self.scorer, self.text_field = scorer, text_field
 
-    def bind(self, queries: TextStore, docs: TextStore, cache_dir: Path | None = None,
+    def bind(self, queries: TextStore | TextRows, docs: TextStore | TextRows, cache_dir: Path | None = None,
              ) -> Callable[[np.ndarray, np.ndarray], torch.Tensor]:
-        """The scorer of a run's texts by row: (query rows, document rows) → float32[B, P]."""
+        """The scorer of a run's texts by row: (query rows, document rows) → float32[B, P].
+
+        The scorer is given the run's own qids and docnos: it may look up by them, as a cache or an index does.
+        """
         def scores(query_rows: np.ndarray, doc_rows: np.ndarray) -> torch.Tensor:
-            return self._scores(queries.take(query_rows), docs.take(doc_rows))
+            (query_rows, i), (doc_rows, j) = (np.unique(rows, return_inverse=True) for rows in (query_rows, doc_rows))
+            matrix = self._scores((queries.ids_of(query_rows), queries.take(query_rows)),
+                                  (docs.ids_of(doc_rows), docs.take(doc_rows)))
+            return torch.from_numpy(matrix[np.ix_(i, j)])
         return scores
 
-    def _scores(self, queries: list[str], docs: list[str]) -> torch.Tensor:
+    def _scores(self, queries: _Texts, docs: _Texts) -> np.ndarray:
+        (qids, queries), (docnos, docs) = queries, docs
         frame = pd.DataFrame({
-            'qid': np.repeat([f'{i}' for i in range(len(queries))], len(docs)), 'query': np.repeat(queries, len(docs)),
-            'docno': np.tile([f'{j}' for j in range(len(docs))], len(queries)),
-            self.text_field: np.tile(np.asarray(docs, dtype=object), len(queries))})
+            'qid': np.repeat(np.array(qids, dtype=object), len(docs)),
+            'query': np.repeat(np.array(queries, dtype=object), len(docs)),
+            'docno': np.tile(np.array(docnos, dtype=object), len(queries)),
+            self.text_field: np.tile(np.array(docs, dtype=object), len(queries))})
         scored = self.scorer(frame)
         pt.validate.result_frame(scored, extra_columns=['score'], context=self.scorer)
-        matrix = np.full((len(queries), len(docs)), np.nan, dtype=np.float32)
-        matrix[scored['qid'].astype(int), scored['docno'].astype(int)] = scored['score']
+        found = scored.drop_duplicates(['qid', 'docno']).set_index(['qid', 'docno'])['score'].astype(np.float32)
+        matrix = found.reindex(pd.MultiIndex.from_frame(frame[['qid', 'docno']])).to_numpy().reshape(len(qids), -1)
         missing = ~np.isfinite(matrix)
         if missing.any():
             raise ValueError(f'{self.scorer!r} left {int(missing.sum())} of {matrix.size} (query, passage) pairs of a '
                              'batch without a finite score: an in-batch teacher must score all')
-        return torch.from_numpy(matrix)
+        return matrix
 
     def __repr__(self) -> str:
         return f'ScorerTeacher({self.scorer!r})'
