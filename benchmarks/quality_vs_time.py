@@ -5,6 +5,9 @@ are in memory and counts everything: mining the negatives, training and running 
 encoding the corpus. Every system pays for what it uses. What a system has after m minutes are the last weights that
 left time to encode the corpus; before its first weights it has the untrained encoder. All are encoded by our encoder,
 in the time that took for the untrained one, which favours the peer. Weights are copied while the clock stands still.
+
+Ours learns from the miner: the untrained encoder's index and query vectors are there anyway, and score a batch for next
+to nothing. They bring the labels' bonus in and keep what the encoder knew.
 """
 from __future__ import annotations
 
@@ -12,20 +15,23 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
 from common import machine, markdown
 from ir_measures import nDCG
+from pyterrier_caching import KeyValueCache
 from transformers import TrainerCallback
 
-from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
+from pyterrier_tasb import LateInteraction, QueryClusters, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.fitting import Fit
+from pyterrier_tasb.retrieval import build_retriever
 from pyterrier_tasb.training.trainer import train
 
 MEASURE = nDCG @ 10
@@ -36,7 +42,8 @@ State = dict
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--minutes', type=int, default=5, help='when every system stops')
-    parser.add_argument('--teacher-steps', type=int, default=0, help='of ours; 0: untrained late interaction teaches')
+    parser.add_argument('--teacher', default='miner', choices=['miner', 'late-interaction'], help='of ours')
+    parser.add_argument('--teacher-steps', type=int, default=0, help='of late interaction; 0: an untrained one teaches')
     parser.add_argument('--in-batch-loss', default='kl', help='of ours')
     parser.add_argument('--pairwise-weight', type=float, default=0.0, help='of ours; 0 needs no scores of pairs')
     parser.add_argument('--positive-bonus', type=float, default=5.0, help='of ours')
@@ -44,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--clusters', type=int, default=10)
     parser.add_argument('--train-queries', type=int, default=3000, help='a random sample')
     parser.add_argument('--batch-size', type=int, default=32)
-    parser.add_argument('--learning-rate', type=float, default=5e-5)
+    parser.add_argument('--learning-rate', type=float, default=1e-4)
     parser.add_argument('--candidates', type=int, default=10, help='of each miner: BM25 and the untrained encoder')
     parser.add_argument('--max-words', type=int, default=32, help='of a passage')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
@@ -88,11 +95,13 @@ class Race:
             self.topics = self.topics.sample(args.train_queries, random_state=args.seed)
         self.untrained = TasBalanced(minilm(), doc_max_length=128)
         clock = Clock()
-        index = self.untrained.index(self.data.get_corpus_iter(), folder / 'untrained')
+        self.index = self.untrained.index(self.data.get_corpus_iter(), folder / 'untrained')
         self.encoding = clock.seconds
         few = dict(num_results=args.candidates)
         sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25', **few)
-        miner = sparse.retriever | self.untrained.retriever(index, **few)
+        # queries are encoded once, whoever asks
+        self.queries = KeyValueCache(folder / 'queries', self.untrained.query_encoder(), key='qid', value='query_vec')
+        miner = sparse.retriever | build_retriever(self.queries, self.index, **few)
         self.candidates = (miner >> self.data.text_loader('text'))(self.topics)
         self.mining = clock.seconds
         self.sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25')
@@ -103,13 +112,24 @@ class Race:
                         seed=self.args.seed, positive_bonus=self.args.positive_bonus,
                         in_batch_loss=self.args.in_batch_loss, pairwise_weight=self.args.pairwise_weight)
 
-    def teacher(self, steps: int) -> LateInteraction:
+    def late_interaction(self, steps: int) -> LateInteraction:
         """A teacher trained on the labels; not at all with 0 steps."""
         teacher = LateInteraction(minilm(), doc_max_length=128, scale=2.0, cache_bytes=4 << 30,
                                   training=self.training(steps or 10))
         if steps:
             teacher.fit(self.candidates, self.qrels, corpus=self.data)
         return teacher
+
+    def teacher(self) -> pt.Transformer:
+        """Who teaches ours."""
+        if self.args.teacher == 'miner':
+            return self.queries >> self.index.scorer()
+        return self.late_interaction(self.args.teacher_steps)
+
+    def clusters(self, qids: Iterable[str]) -> QueryClusters:
+        """Topics of these queries, from the vectors that mined for them."""
+        vectors = self.queries(self.topics).set_index('qid')['query_vec']
+        return QueryClusters.fit(np.stack(vectors[list(qids)]), self.args.clusters, seed=self.args.seed)
 
     def value(self, run: pt.Transformer) -> float:
         """The measure of a retriever."""
@@ -153,12 +173,12 @@ class Copies(TrainerCallback):
 
 def ours(race: Race) -> list[State | None]:
     clock = Clock(race.mining)
-    teacher = race.teacher(race.args.teacher_steps)
+    teacher = race.teacher()
     student = TasBalanced(minilm(), corpus=race.data, doc_max_length=128, pairwise_teacher=teacher,
                           in_batch_teacher=teacher, training=race.training(MANY))
     fit = Fit(student, race.folder / 'work', resume=False)
     examples = fit.examples(race.candidates, race.qrels, None)
-    batches = fit.batches(examples, fit.clusters(examples))
+    batches = fit.batches(examples, race.clusters(examples.pairs.qids))
     copies = Copies(race, clock, student.model)
     train(student.encoder, batches, fit._loss, student.training, output_dir=race.folder / 'checkpoints',
           device=student.device, extra_callbacks=(copies,))
@@ -172,7 +192,7 @@ def sentence_transformers(race: Race, loss: str) -> list[State | None]:
 
     clock, found = Clock(race.mining), race.candidates
     if loss == 'margin-mse':
-        found = race.teacher(race.args.peer_teacher_steps)(found)
+        found = race.late_interaction(race.args.peer_teacher_steps)(found)
     labelled = found.merge(race.qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
     positives, negatives = (labelled[(labelled['label'] > 0) == wanted] for wanted in (True, False))
     pairs = positives.merge(negatives, on='qid', suffixes=('', '_neg')).sample(frac=1, random_state=race.args.seed)

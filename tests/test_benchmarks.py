@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parent.parent / 'benchmarks'
 
 
@@ -35,10 +37,13 @@ def test_scale(tmp_path, minilm_dir):
     assert 'µs a batch' in out and 'mean' in out
 
 
-def test_quality_vs_time(tmp_path, minilm_dir):
+@pytest.mark.parametrize('teacher', [
+    ['--teacher', 'miner'], ['--teacher', 'late-interaction', '--teacher-steps', 1, '--pairwise-weight', 1]],
+    ids=lambda teacher: teacher[1])
+def test_quality_vs_time(tmp_path, minilm_dir, teacher):
     out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--minutes', 2, '--minute', 6,
-               '--teacher-steps', 1, '--pairwise-weight', 1, '--batch-size', 4, '--train-queries', 40, '--clusters', 2,
-               '--max-words', 24, '--out', tmp_path, '--peer-teacher-steps', 1, cwd=tmp_path)
+               '--batch-size', 4, '--train-queries', 40, '--clusters', 2, '--max-words', 24, '--out', tmp_path,
+               '--peer-teacher-steps', 1, *teacher, cwd=tmp_path)
     assert 'negatives mined in' in out
     assert all(f'{name}: minute 2' in out for name in ('ours', 'mnrl', 'margin-mse'))
     assert (tmp_path / 'quality_vs_time.md').exists() and (tmp_path / 'quality_vs_time.png').exists()
