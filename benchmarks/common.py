@@ -11,6 +11,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 
+from pyterrier_tasb.encoding.precision import has_bf16
 from pyterrier_tasb.machine import PACKAGES, hardware, versions
 
 _PACKAGES = (*PACKAGES, 'sentence-transformers', 'numpy', 'faiss-cpu')
@@ -28,6 +29,11 @@ def peak_memory() -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith('VmHWM'))
         return int(line.split()[1]) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def computes(row: str) -> bool:
+    """Whether this CPU can be asked for the row of a table: bf16 where it does not multiply in it takes for ever."""
+    return 'bf16' not in row or has_bf16(torch.device('cpu'))
 
 
 def interleaved(variants: Mapping[str, Callable[[int], object]], rounds: int,
