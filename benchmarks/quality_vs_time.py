@@ -5,9 +5,6 @@ are in memory and counts everything: mining the negatives, training and running 
 encoding the corpus. Every system pays for what it uses. What a system has after m minutes are the last weights that
 left time to encode the corpus; before its first weights it has the untrained encoder. All are encoded by our encoder,
 in the time that took for the untrained one, which favours the peer. Weights are copied while the clock stands still.
-
-Ours learns from the miner: the untrained encoder's index and query vectors are there anyway, and score a batch for next
-to nothing. They bring the labels' bonus in and keep what the encoder knew.
 """
 from __future__ import annotations
 
@@ -15,23 +12,20 @@ import argparse
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
 from common import machine, markdown
 from ir_measures import nDCG
-from pyterrier_caching import KeyValueCache
 from transformers import TrainerCallback
 
-from pyterrier_tasb import LateInteraction, QueryClusters, TasBalanced, Training, minilm, plots, pydocs
+from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.fitting import Fit
-from pyterrier_tasb.retrieval import build_retriever
 from pyterrier_tasb.training.trainer import train
 
 MEASURE = nDCG @ 10
@@ -42,8 +36,7 @@ State = dict
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--minutes', type=int, default=5, help='when every system stops')
-    parser.add_argument('--teacher', default='miner', choices=['miner', 'late-interaction'], help='of ours')
-    parser.add_argument('--teacher-steps', type=int, default=0, help='of late interaction; 0: an untrained one teaches')
+    parser.add_argument('--teacher-steps', type=int, default=0, help='of ours; 0: untrained late interaction teaches')
     parser.add_argument('--in-batch-loss', default='kl', help='of ours')
     parser.add_argument('--pairwise-weight', type=float, default=0.0, help='of ours; 0 needs no scores of pairs')
     parser.add_argument('--positive-bonus', type=float, default=5.0, help='of ours')
@@ -52,12 +45,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--train-queries', type=int, default=3000, help='a random sample')
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--learning-rate', type=float, default=1e-4)
-    parser.add_argument('--candidates', type=int, default=10, help='of each miner: BM25 and the untrained encoder')
+    parser.add_argument('--candidates', type=int, default=20, help='of each miner')
+    parser.add_argument('--dense-miner', action='store_true', help='mine with the untrained encoder beside BM25')
     parser.add_argument('--max-words', type=int, default=32, help='of a passage')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--systems', nargs='*', default=['ours', 'mnrl', 'margin-mse'],
                         choices=['ours', 'mnrl', 'margin-mse'])
-    parser.add_argument('--split', default='test', choices=['dev', 'test'], help='dev: to choose settings with')
+    parser.add_argument('--splits', nargs='+', default=['test'], choices=['dev', 'test'],
+                        help='queries to evaluate with; dev: to choose settings with')
     parser.add_argument('--peer-bf16', action='store_true', help='let sentence-transformers compute in bf16')
     parser.add_argument('--minute', type=float, default=60, help=argparse.SUPPRESS)   # seconds; tests have shorter ones
     parser.add_argument('--seed', type=int, default=42)
@@ -95,13 +90,14 @@ class Race:
             self.topics = self.topics.sample(args.train_queries, random_state=args.seed)
         self.untrained = TasBalanced(minilm(), doc_max_length=128)
         clock = Clock()
-        self.index = self.untrained.index(self.data.get_corpus_iter(), folder / 'untrained')
-        self.encoding = clock.seconds
         few = dict(num_results=args.candidates)
-        sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25', **few)
-        # queries are encoded once, whoever asks
-        self.queries = KeyValueCache(folder / 'queries', self.untrained.query_encoder(), key='qid', value='query_vec')
-        miner = sparse.retriever | build_retriever(self.queries, self.index, **few)
+        miner = bm25(self.data.get_corpus_iter(), folder / 'bm25', **few).retriever
+        with nullcontext() if args.dense_miner else clock.paused():   # else to know what it takes
+            before = time.perf_counter()
+            index = self.untrained.index(self.data.get_corpus_iter(), folder / 'untrained')
+            self.encoding = time.perf_counter() - before
+        if args.dense_miner:
+            miner = miner | self.untrained.retriever(index, **few)
         self.candidates = (miner >> self.data.text_loader('text'))(self.topics)
         self.mining = clock.seconds
         self.sparse = bm25(self.data.get_corpus_iter(), folder / 'bm25')
@@ -112,7 +108,7 @@ class Race:
                         seed=self.args.seed, positive_bonus=self.args.positive_bonus,
                         in_batch_loss=self.args.in_batch_loss, pairwise_weight=self.args.pairwise_weight)
 
-    def late_interaction(self, steps: int) -> LateInteraction:
+    def teacher(self, steps: int) -> LateInteraction:
         """A teacher trained on the labels; not at all with 0 steps."""
         teacher = LateInteraction(minilm(), doc_max_length=128, scale=2.0, cache_bytes=4 << 30,
                                   training=self.training(steps or 10))
@@ -120,29 +116,18 @@ class Race:
             teacher.fit(self.candidates, self.qrels, corpus=self.data)
         return teacher
 
-    def teacher(self) -> pt.Transformer:
-        """Who teaches ours."""
-        if self.args.teacher == 'miner':
-            return self.queries >> self.index.scorer()
-        return self.late_interaction(self.args.teacher_steps)
+    def values(self, run: pt.Transformer) -> dict[str, float]:
+        """The measure of a retriever on each split."""
+        return {split: pt.Evaluate(run(self.data.get_topics(split)), self.data.get_qrels(split),
+                                   metrics=[MEASURE])[str(MEASURE)] for split in self.args.splits}
 
-    def clusters(self, qids: Iterable[str]) -> QueryClusters:
-        """Topics of these queries, from the vectors that mined for them."""
-        vectors = self.queries(self.topics).set_index('qid')['query_vec']
-        return QueryClusters.fit(np.stack(vectors[list(qids)]), self.args.clusters, seed=self.args.seed)
-
-    def value(self, run: pt.Transformer) -> float:
-        """The measure of a retriever."""
-        found = run(self.data.get_topics(self.args.split))
-        return pt.Evaluate(found, self.data.get_qrels(self.args.split), metrics=[MEASURE])[str(MEASURE)]
-
-    def evaluate(self, state: State | None) -> float:
-        """The measure of these weights; None are the untrained ones."""
+    def evaluate(self, state: State | None) -> dict[str, float]:
+        """The measure of these weights on each split; None are the untrained ones."""
         encoder = self.untrained.copy()
         if state is not None:
             encoder.model.load_state_dict(state)
         index = encoder.index(self.data.get_corpus_iter(), self.folder / 'evaluated', overwrite=True)
-        return self.value(encoder.retriever(index, num_results=10))
+        return self.values(encoder.retriever(index, num_results=10))
 
 
 class Copies(TrainerCallback):
@@ -173,12 +158,12 @@ class Copies(TrainerCallback):
 
 def ours(race: Race) -> list[State | None]:
     clock = Clock(race.mining)
-    teacher = race.teacher()
+    teacher = race.teacher(race.args.teacher_steps)
     student = TasBalanced(minilm(), corpus=race.data, doc_max_length=128, pairwise_teacher=teacher,
                           in_batch_teacher=teacher, training=race.training(MANY))
     fit = Fit(student, race.folder / 'work', resume=False)
     examples = fit.examples(race.candidates, race.qrels, None)
-    batches = fit.batches(examples, race.clusters(examples.pairs.qids))
+    batches = fit.batches(examples, fit.clusters(examples))
     copies = Copies(race, clock, student.model)
     train(student.encoder, batches, fit._loss, student.training, output_dir=race.folder / 'checkpoints',
           device=student.device, extra_callbacks=(copies,))
@@ -192,7 +177,7 @@ def sentence_transformers(race: Race, loss: str) -> list[State | None]:
 
     clock, found = Clock(race.mining), race.candidates
     if loss == 'margin-mse':
-        found = race.late_interaction(race.args.peer_teacher_steps)(found)
+        found = race.teacher(race.args.peer_teacher_steps)(found)
     labelled = found.merge(race.qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
     positives, negatives = (labelled[(labelled['label'] > 0) == wanted] for wanted in (True, False))
     pairs = positives.merge(negatives, on='qid', suffixes=('', '_neg')).sample(frac=1, random_state=race.args.seed)
@@ -221,33 +206,42 @@ SYSTEMS: dict[str, Callable[[Race], list[State | None]]] = {
     'margin-mse': lambda race: sentence_transformers(race, 'margin-mse')}
 
 
+def shown(values: dict[str, float], baseline: dict[str, float] | None = None) -> str:
+    """Values of splits as text."""
+    return ', '.join(f'{value:.4f}' + (f' ({value / baseline[split] - 1:+.1%})' if baseline else '') + f' {split}'
+                     for split, value in values.items())
+
+
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as folder:
         race = Race(args, Path(folder))
-        baseline, untrained = race.value(race.sparse.retriever), race.evaluate(None)
-        print(f'{race.data.report()}\nnegatives mined in {race.mining:.0f} s, of which the corpus was encoded in '
-              f'{race.encoding:.0f} s; {race.sparse.label}: {baseline:.4f}, untrained: {untrained:.4f}')
-        curves = {}
+        baseline, untrained = race.values(race.sparse.retriever), race.evaluate(None)
+        print(f'{race.data.report()}\nnegatives mined in {race.mining:.0f} s; the corpus takes {race.encoding:.0f} s '
+              f'to encode; {race.sparse.label}: {shown(baseline)}; untrained: {shown(untrained)}')
+        curves, table = {}, pd.DataFrame({'minute': range(1, args.minutes + 1)})
         for name in args.systems:
-            curves[name] = []
+            rows = []
             for minute, state in enumerate(SYSTEMS[name](race), 1):
-                value = untrained if state is None else race.evaluate(state)
-                curves[name].append((60 * minute, value))
-                print(f'{name}: minute {minute}, {value:.4f} ({value / baseline - 1:+.1%})', flush=True)
-    table = pd.DataFrame({'minute': range(1, args.minutes + 1)} | {
-        name: [f'{value:.4f} ({value / baseline - 1:+.1%})' for _, value in curve] for name, curve in curves.items()})
+                rows.append(untrained if state is None else race.evaluate(state))
+                print(f'{name}: minute {minute}, {shown(rows[-1], baseline)}', flush=True)
+            for split in args.splits:
+                label = f'{name}, {split}'
+                curves[label] = [(60 * minute, row[split]) for minute, row in enumerate(rows, 1)]
+                table[label] = [f'{row[split]:.4f} ({row[split] / baseline[split] - 1:+.1%})' for row in rows]
     print(f'\n{markdown(table)}\n\n{machine()}')
     args.out.mkdir(parents=True, exist_ok=True)
-    plots.quality_against_time(curves, str(MEASURE), (race.sparse.label, baseline)).savefig(
+    plots.quality_against_time(
+        {label: curve for label, curve in curves.items() if label.endswith(args.splits[0])},
+        f'{MEASURE}, {args.splits[0]} queries', (race.sparse.label, baseline[args.splits[0]])).savefig(
         args.out / 'quality_vs_time.png')
-    shown = {name: value for name, value in vars(args).items() if name not in ('out', 'packages', 'minute')}
-    settings = ', '.join(f'{name} {value}' for name, value in shown.items())
+    settings = ', '.join(f'{name} {value}' for name, value in vars(args).items()
+                         if name not in ('out', 'packages', 'minute'))
     (args.out / 'quality_vs_time.md').write_text(
         f'# Quality against time\n\nMade by `python benchmarks/quality_vs_time.py` ({settings}).\n\n'
         f'![Quality against time](quality_vs_time.png)\n\n{markdown(table)}\n\n{MEASURE}, and against '
-        f'{race.sparse.label}, {baseline:.4f}; the untrained encoder has {untrained:.4f}. Negatives were mined in '
-        f'{race.mining:.0f} s, of which the corpus was encoded in {race.encoding:.0f} s. {machine()}\n')
+        f'{race.sparse.label}, {shown(baseline)}; the untrained encoder has {shown(untrained)}. Negatives were mined '
+        f'in {race.mining:.0f} s; the corpus takes {race.encoding:.0f} s to encode. {machine()}\n')
 
 
 if __name__ == '__main__':

@@ -44,13 +44,13 @@ def test_scale(tmp_path, minilm_dir):
     assert 'µs a batch' in out and 'mean' in out
 
 
-@pytest.mark.parametrize('teacher', [
-    ['--teacher', 'miner'], ['--teacher', 'late-interaction', '--teacher-steps', 1, '--pairwise-weight', 1]],
-    ids=lambda teacher: teacher[1])
-def test_quality_vs_time(tmp_path, minilm_dir, teacher):
+@pytest.mark.parametrize('options', [
+    [], ['--splits', 'test', 'dev', '--dense-miner', '--teacher-steps', 1, '--pairwise-weight', 1]],
+    ids=['default', 'with a dense miner'])
+def test_quality_vs_time(tmp_path, minilm_dir, options):
     out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--minutes', 2, '--minute', 6,
                '--batch-size', 4, '--train-queries', 40, '--clusters', 2, '--max-words', 24, '--out', tmp_path,
-               '--peer-teacher-steps', 1, *teacher, cwd=tmp_path)
+               '--peer-teacher-steps', 1, *options, cwd=tmp_path)
     assert 'negatives mined in' in out
     assert all(f'{name}: minute 2' in out for name in ('ours', 'mnrl', 'margin-mse'))
     assert (tmp_path / 'quality_vs_time.md').exists() and (tmp_path / 'quality_vs_time.png').exists()
