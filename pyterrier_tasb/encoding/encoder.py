@@ -18,7 +18,7 @@ from .._files import fingerprint
 from . import attention, dropout, parity
 from .batching import by_budget, near_equal
 from .kernels import KERNELS, Packing
-from .precision import autocast_dtype
+from .precision import autocast_dtype, warn_of_emulation
 from .tokens import Tokens, tokenise, tokenizer_fingerprint
 
 if TYPE_CHECKING:
@@ -174,6 +174,7 @@ class Encoder(torch.nn.Module):
     def _choice(self) -> tuple[str, tuple[str, ...]]:
         device = self.device.type
         if device not in self._chosen:
+            warn_of_emulation(self.amp, self.device)
             strategy, kernels = self._wanted_strategy, ()
             if strategy in ('auto', 'packed'):
                 kernels = self._checked_kernels()

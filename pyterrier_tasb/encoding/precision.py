@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -39,6 +40,13 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
     if amp not in _DTYPES:
         raise ValueError(f"amp={amp!r} is unknown: one of 'auto', 'off', 'bf16', 'fp16'")
     return _DTYPES[amp]
+
+
+def warn_of_emulation(amp: str, device: torch.device) -> None:
+    """Say it where bf16 was asked for and the hardware does not multiply in it."""
+    if amp == 'bf16' and not has_bf16(device):
+        warnings.warn(f"amp='bf16': this {device.type} device does not multiply in it, and emulates it far slower than "
+                      "float32; amp='auto' takes what is fast, 'off' is float32", stacklevel=2)
 
 
 def check_trains(amp: str, device: torch.device) -> None:

@@ -3,6 +3,7 @@ import copy
 import logging
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -268,6 +269,17 @@ def test_half_precision_gives_float32_near_the_same_vectors():
     assert half.strategy == 'packed'
     cosine = torch.cosine_similarity(half(ragged()), exact)
     assert cosine.min() > .999 and not torch.equal(half(ragged()), exact)
+
+
+@pytest.mark.parametrize('amp, hardware, said', [('bf16', False, 1), ('bf16', True, 0), ('auto', False, 0),
+                                                 ('off', False, 0)])
+def test_emulated_half_precision_is_said_once(monkeypatch, amp, hardware, said):
+    monkeypatch.setattr('pyterrier_tasb.encoding.precision.has_bf16', lambda device: hardware)
+    ours = encoder('bert', 'auto', amp=amp)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        ours(ragged()), ours(ragged())
+    assert sum('emulates it far slower' in str(warning.message) for warning in found) == said
 
 
 def test_several_threads():
