@@ -20,6 +20,7 @@ from transformers import DistilBertConfig, DistilBertModel
 
 from pyterrier_tasb import BatchPlan, Encoder, ScoredPairs, Training
 from pyterrier_tasb.encoding import Tokens
+from pyterrier_tasb.encoding.precision import autocast_dtype
 from pyterrier_tasb.search import search as exact_search
 from pyterrier_tasb.teachers.maxsim import maxsim
 from pyterrier_tasb.training.batches import TrainingBatch, TrainingBatches
@@ -83,9 +84,9 @@ class Clock:
 
 
 def peak(clock: Clock) -> float:
-    """FLOP/s of one large bf16 product: what this GPU can do."""
+    """FLOP/s of one large product: what this GPU can do in the precision that steps take."""
     n = 8192 if clock.device.type == 'cuda' else 512
-    a, b = (torch.randn(n, n, dtype=torch.bfloat16, device=clock.device) for _ in range(2))
+    a, b = (torch.randn(n, n, dtype=autocast_dtype('auto', clock.device), device=clock.device) for _ in range(2))
     return 2 * n**3 / clock.seconds(lambda: a @ b, 10)
 
 
@@ -218,7 +219,7 @@ def main() -> None:
                  for size in args.batch_sizes for teacher in TEACHERS]
     rows.append(encoding(encoder, args.passages, clock, most))
     rows += [search(args.index_size, encoder.dim, size, clock) for size in (1, 10, 2000)]
-    print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.2f} TFLOP/s in bf16, measured. '
+    print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.2f} TFLOP/s, measured. '
           f'{machine()}, {encoder.strategy} forward passes')
 
 
