@@ -51,8 +51,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--systems', nargs='*', default=['ours', 'mnrl', 'margin-mse'],
                         choices=['ours', 'mnrl', 'margin-mse'])
-    parser.add_argument('--splits', nargs='+', default=['test'], choices=['dev', 'test'],
-                        help='queries to evaluate with; dev: to choose settings with')
+    parser.add_argument('--splits', nargs='+', default=['test'], choices=['dev', 'test', 'held-out'],
+                        help='queries to evaluate with; dev: to choose settings with; held-out: the training queries '
+                        'that are not in the sample, which are the most')
     parser.add_argument('--peer-bf16', action='store_true', help='let sentence-transformers compute in bf16')
     parser.add_argument('--minute', type=float, default=60, help=argparse.SUPPRESS)   # seconds; tests have shorter ones
     parser.add_argument('--seed', type=int, default=42)
@@ -118,8 +119,15 @@ class Race:
 
     def values(self, run: pt.Transformer) -> dict[str, float]:
         """The measure of a retriever on each split."""
-        return {split: pt.Evaluate(run(self.data.get_topics(split)), self.data.get_qrels(split),
+        return {split: pt.Evaluate(run(self.queries_of(split)), self.data.get_qrels(split.replace('held-out', 'train')),
                                    metrics=[MEASURE])[str(MEASURE)] for split in self.args.splits}
+
+    def queries_of(self, split: str) -> pd.DataFrame:
+        """The topics to evaluate with."""
+        if split != 'held-out':
+            return self.data.get_topics(split)
+        topics = self.data.get_topics('train')
+        return topics[~topics['qid'].isin(self.topics['qid'])]
 
     def evaluate(self, state: State | None) -> dict[str, float]:
         """The measure of these weights on each split; None are the untrained ones."""

@@ -46,7 +46,7 @@ def test_scale(tmp_path, minilm_dir):
 def test_quality_vs_time(tmp_path, minilm_dir):
     out = _run('quality_vs_time.py', '--packages', 'logging', 'argparse', 'email', '--minutes', 2, '--minute', 6,
                '--teacher-steps', 1, '--pairwise-weight', 1, '--batch-size', 4, '--train-queries', 40, '--clusters', 2,
-               '--max-words', 24, '--splits', 'test', 'dev', '--dense-miner', '--out', tmp_path,
+               '--max-words', 24, '--splits', 'test', 'held-out', '--dense-miner', '--out', tmp_path,
                '--peer-teacher-steps', 1, cwd=tmp_path)
     assert 'negatives mined in' in out
     assert all(f'{name}: minute 2' in out for name in ('ours', 'mnrl', 'margin-mse'))
