@@ -214,10 +214,14 @@ SYSTEMS: dict[str, Callable[[Race], list[State | None]]] = {
     'margin-mse': lambda race: sentence_transformers(race, 'margin-mse')}
 
 
-def shown(values: dict[str, float], baseline: dict[str, float] | None = None) -> str:
+def against(value: float, baseline: float) -> str:
+    """A value, and how far it is above the baseline."""
+    return f'{value:.4f} ({value / baseline - 1:+.1%})'
+
+
+def shown(values: dict[str, float]) -> str:
     """Values of splits as text."""
-    return ', '.join(f'{value:.4f}' + (f' ({value / baseline[split] - 1:+.1%})' if baseline else '') + f' {split}'
-                     for split, value in values.items())
+    return ', '.join(f'{value:.4f} {split}' for split, value in values.items())
 
 
 def main() -> None:
@@ -232,11 +236,12 @@ def main() -> None:
             rows = []
             for minute, state in enumerate(SYSTEMS[name](race), 1):
                 rows.append(untrained if state is None else race.evaluate(state))
-                print(f'{name}: minute {minute}, {shown(rows[-1], baseline)}', flush=True)
+                values = ', '.join(f'{against(value, baseline[split])} {split}' for split, value in rows[-1].items())
+                print(f'{name}: minute {minute}, {values}', flush=True)
             for split in args.splits:
                 label = f'{name}, {split}'
                 curves[label] = [(60 * minute, row[split]) for minute, row in enumerate(rows, 1)]
-                table[label] = [f'{row[split]:.4f} ({row[split] / baseline[split] - 1:+.1%})' for row in rows]
+                table[label] = [against(row[split], baseline[split]) for row in rows]
     print(f'\n{markdown(table)}\n\n{machine()}')
     args.out.mkdir(parents=True, exist_ok=True)
     plots.quality_against_time(

@@ -15,6 +15,7 @@ from ..pairs.checks import first
 from ..sampling import BatchPlan
 from ..texts import TextStore
 from .same import check_same
+from .scorer import ScorerTeacher, scores_of
 
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
 
@@ -45,7 +46,6 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
     if hasattr(teacher, 'bind'):
         return teacher.bind(queries, docs, cache_dir)
     if isinstance(teacher, pt.Transformer):
-        from .scorer import ScorerTeacher
         return ScorerTeacher(teacher).bind(queries, docs, cache_dir)
     raise ValueError(f'in_batch_teacher={teacher!r} cannot teach: give a LateInteraction, a checkpoint\'s name, a '
                      'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
@@ -117,9 +117,8 @@ class _AllRows(pt.Transformer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
-        scores = self.scorer(inp).set_index(['qid', 'docno'])['score']
-        scores = scores.reindex(pd.MultiIndex.from_frame(inp[['qid', 'docno']])).fillna(_UNSCORED)
-        return inp.assign(score=scores.to_numpy(dtype=float))
+        scores = scores_of(self.scorer(inp), inp)
+        return inp.assign(score=np.where(np.isnan(scores), _UNSCORED, scores))
 
 
 class FiniteScores(pt.Transformer):

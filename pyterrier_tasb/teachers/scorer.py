@@ -14,6 +14,12 @@ from ..texts import TextRows, TextStore
 _Texts = tuple[list[str], list[str]]   # ids and texts
 
 
+def scores_of(scored: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
+    """float[n], the score of each row asked for, by qid and docno; NaN where the scorer left it out."""
+    scores = scored.set_index(['qid', 'docno'])['score']
+    return scores.reindex(pd.MultiIndex.from_frame(asked[['qid', 'docno']])).to_numpy(dtype=float)
+
+
 class ScorerTeacher:
     """Asks a scorer for every (query, passage) of a batch: right for any scorer, and as slow as B × 2B calls to it.
 
@@ -48,8 +54,8 @@ class ScorerTeacher:
             self.text_field: np.tile(np.array(docs, dtype=object), len(queries))})
         scored = self.scorer(frame)
         pt.validate.result_frame(scored, extra_columns=['score'], context=self.scorer)
-        found = scored.drop_duplicates(['qid', 'docno']).set_index(['qid', 'docno'])['score'].astype(np.float32)
-        matrix = found.reindex(pd.MultiIndex.from_frame(frame[['qid', 'docno']])).to_numpy().reshape(len(qids), -1)
+        scored = scored.drop_duplicates(['qid', 'docno'], keep='last')
+        matrix = scores_of(scored, frame).astype(np.float32).reshape(len(qids), -1)
         missing = ~np.isfinite(matrix)
         if missing.any():
             raise ValueError(f'{self.scorer!r} left {int(missing.sum())} of {matrix.size} (query, passage) pairs of a '

@@ -11,6 +11,7 @@ import pyterrier as pt
 import torch
 
 from ..texts import TextStore
+from .scorer import scores_of
 
 
 class WeightedSum(pt.Transformer):
@@ -36,8 +37,7 @@ class WeightedSum(pt.Transformer):
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
         total = np.zeros(len(inp))
         for weight, teacher in self.teachers:
-            scored = teacher(inp).set_index(['qid', 'docno'])['score']
-            total += weight * scored.reindex(pd.MultiIndex.from_frame(inp[['qid', 'docno']])).to_numpy()
+            total += weight * scores_of(teacher(inp), inp)
         if np.isnan(total).any():
             raise ValueError(f'{int(np.isnan(total).sum())} of {len(inp)} rows were not scored by every teacher')
         return pt.model.add_ranks(inp.assign(score=total))
