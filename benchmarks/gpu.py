@@ -1,8 +1,9 @@
 """On a GPU: training steps, corpus encoding and exact search latency. Without one, says so and measures nothing.
 
-A bare step is encoder, loss and optimiser on tokens that lie ready. A trained step is one of `TasBalanced.fit`: the
-plan, tokens, the in-batch teacher (none, stored scores, or live), the trainer and its checks. Texts are random ids with
-MS MARCO's spread of lengths, weights are random: what is measured depends on neither.
+A bare step is encoder, loss and optimiser on tokens that lie ready: launched kernel by kernel ("plain"), captured as a
+CUDA graph, and captured after `torch.compile`. A trained step is one of `TasBalanced.fit`, compiled: the plan, tokens,
+the in-batch teacher (none, stored scores, or live), the trainer and its checks. Texts are random ids with MS MARCO's
+spread of lengths, weights are random: what is measured depends on neither.
 """
 from __future__ import annotations
 
@@ -21,20 +22,25 @@ from transformers import DistilBertConfig, DistilBertModel
 from pyterrier_tasb import BatchPlan, Encoder, ScoredPairs, Training
 from pyterrier_tasb.encoding import Tokens
 from pyterrier_tasb.encoding.precision import autocast_dtype
+from pyterrier_tasb.encoding.transfer import moved
 from pyterrier_tasb.search import search as exact_search
 from pyterrier_tasb.teachers.maxsim import maxsim
 from pyterrier_tasb.training.batches import TrainingBatch, TrainingBatches
+from pyterrier_tasb.training.captured import CapturedLoss, can_capture
 from pyterrier_tasb.training.dual import dual_loss
 from pyterrier_tasb.training.trainer import train
 
 STEPS = 750_000   # the paper's run
 VOCABULARY = 30_522
 TEACHERS = ('no', 'stored', 'live')
+WAYS = ('plain', 'captured', 'compiled')
+PARTS = ('bare', 'trained', 'encoding', 'search')
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--batch-sizes', type=int, nargs='*', default=[32, 256])
+    parser.add_argument('--parts', nargs='*', default=list(PARTS), choices=PARTS)
     parser.add_argument('--rounds', type=int, default=50)
     parser.add_argument('--passages', type=int, default=200_000, help='encoded')
     parser.add_argument('--index-size', type=int, default=8_841_823, help='vectors searched, in half precision')
@@ -102,24 +108,40 @@ def step_row(name: str, took: float, tokens: float, flops: float, most: float) -
             'of the peak': f'{3 * flops / took / most:.0%}', 'note': f'{STEPS:,} steps: {STEPS * took / 3600:.1f} h'}
 
 
-def bare_step(encoder: Encoder, size: int, rounds: int, clock: Clock, most: float) -> dict[str, str]:
-    rng, device = np.random.default_rng(0), clock.device
-    encoder.train()
-    update = torch.optim.AdamW(encoder.parameters(), lr=1e-6, fused=True)
-    batches = iter([Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, 200)]) for _ in range(rounds + 3)])
-    teacher, margin = torch.randn(size, 2 * size, device=device), torch.randn(size, device=device)
-    lengths = []
+def loss_of(vectors: torch.Tensor, margin: torch.Tensor,
+            in_batch: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return dual_loss(*vectors.split(len(margin)), margin, in_batch)
 
-    def step() -> None:
-        tokens = next(batches)
-        lengths.append(tokens.lengths)
-        vectors = encoder(tokens)
-        loss, _ = dual_loss(vectors[:size], vectors[size:2 * size], vectors[2 * size:], margin, teacher)
-        loss.backward()
+
+def loss_by(way: str, encoder: Encoder) -> Callable[[TrainingBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """A batch's loss, as `fit` computes it."""
+    if way != 'plain' and can_capture(encoder):
+        return CapturedLoss(encoder, loss_of, compiled=way == 'compiled')
+
+    def plain(batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        rows = torch.cat([batch.query, batch.pos, batch.neg])
+        return loss_of(encoder(batch.tokens)[moved(rows, encoder.device)], batch.margin, batch.in_batch)
+    return plain
+
+
+def bare_step(way: str, size: int, rounds: int, layers: int, clock: Clock, most: float) -> dict[str, str]:
+    rng, encoder = np.random.default_rng(0), distilbert(layers, clock.device).train()
+    update, loss = torch.optim.AdamW(encoder.parameters(), lr=1e-6, fused=True), loss_by(way, encoder)
+    rows = torch.arange(size)
+    batches = [TrainingBatch(Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, 200)]), rows, rows + size,
+                             rows + 2 * size, torch.randn(size), torch.randn(size, 2 * size), ())
+               for _ in range(rounds + 3)]
+
+    def step(batch: TrainingBatch) -> None:
+        loss(batch)[0].backward()
         update.step()
         update.zero_grad()
-    took = clock.seconds(step, rounds)
-    return step_row(f'bare step, B = {size}', took, np.mean([some.sum() for some in lengths]),
+    for batch in batches:   # shapes are captured when they first come
+        step(batch)
+    left = iter(batches)
+    took = clock.seconds(lambda: step(next(left)), rounds)
+    lengths = [batch.tokens.lengths for batch in batches]
+    return step_row(f'bare step, {way}, B = {size}', took, np.mean([some.sum() for some in lengths]),
                     np.mean([forward_flops(encoder, some) for some in lengths]), most)
 
 
@@ -162,46 +184,62 @@ class Stored:
 
 def trained_step(data: Data, teacher: str, size: int, rounds: int, layers: int, clock: Clock,
                  most: float) -> dict[str, str]:
-    encoder = distilbert(layers, clock.device)
+    encoder, warm = distilbert(layers, clock.device), 20
     teachers = {'no': lambda: None, 'stored': lambda: Stored(size), 'live': lambda: Live(data, layers, clock.device)}
     batches = TrainingBatches(BatchPlan(data.pairs, sampling='random', batch_size=size), data.queries, data.docs,
                               data.pairs.qids, teacher=teachers[teacher]())
-    began, lengths = [], []
+    began, lengths, by_batch = [], [], loss_by('compiled', encoder)
 
     def loss(module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         began.append(time.perf_counter())   # no synchronisation: what is between two of these is what a step takes
         lengths.append(batch.tokens.lengths)
-        vectors = module(batch.tokens)
-        query, pos, neg = vectors[torch.cat([batch.query, batch.pos, batch.neg]).to(vectors.device)].split(size)
-        return dual_loss(query, pos, neg, batch.margin, batch.in_batch)
+        return by_batch(batch)
+    steps = rounds + warm
     with tempfile.TemporaryDirectory() as folder:
-        train(encoder, batches, loss, Training(steps=rounds + 5, batch_size=size, learning_rate=1e-6, log_every=100,
-                                               save_every=rounds + 5), output_dir=folder, device=clock.device)
-    took = (began[-1] - began[4]) / (len(began) - 5)
+        train(encoder, batches, loss, Training(steps=steps, batch_size=size, learning_rate=1e-6, log_every=10,
+                                               save_every=steps), output_dir=folder, device=clock.device)
+    # the median of tens, as every tenth step logs; the mean would count shapes that come for the first time
+    span = min(10, rounds - 1)
+    took = np.median([(began[i + span] - began[i]) / span for i in range(warm, steps - span)])
     return step_row(f'trained step, B = {size}, {teacher} in-batch teacher', took,
                     np.mean([some.sum() for some in lengths]),
                     np.mean([forward_flops(encoder, some) for some in lengths]), most)
 
 
-def encoding(encoder: Encoder, n: int, clock: Clock, most: float) -> dict[str, str]:
+def bare_steps(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+    ways = WAYS if clock.device.type == 'cuda' else WAYS[:1]
+    return [bare_step(way, size, args.rounds, args.layers, clock, most) for size in args.batch_sizes for way in ways]
+
+
+def trained_steps(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        data = Data(Path(folder) / 'pairs')
+        return [trained_step(data, teacher, size, args.rounds, args.layers, clock, most)
+                for size in args.batch_sizes for teacher in TEACHERS]
+
+
+def encoding(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+    encoder, n = distilbert(args.layers, clock.device).eval(), args.passages
     tokens = drawn(np.random.default_rng(1), n, 69, 200)
-    encoder.eval()
     encoder.encode(tokens.take(np.arange(min(n, 2000))))
     start = clock.now()
     encoder.encode(tokens)
     took = clock.now() - start
-    return {'': f'encoding {n:,} passages', 'milliseconds': f'{took * 1e3:,.0f}',
-            'tokens/s': f'{len(tokens.ids) / took:,.0f}',
-            'of the peak': f'{forward_flops(encoder, tokens.lengths) / took / most:.0%}',
-            'note': f'{n / took:,.0f} passages/s'}
+    return [{'': f'encoding {n:,} passages', 'milliseconds': f'{took * 1e3:,.0f}',
+             'tokens/s': f'{len(tokens.ids) / took:,.0f}',
+             'of the peak': f'{forward_flops(encoder, tokens.lengths) / took / most:.0%}',
+             'note': f'{n / took:,.0f} passages/s'}]
 
 
-def search(n: int, dim: int, size: int, clock: Clock) -> dict[str, str]:
-    index = torch.randn(n, dim, dtype=torch.float16, device=clock.device)
-    queries = torch.randn(size, dim, device=clock.device)
-    took = clock.seconds(lambda: exact_search(index, queries, 1000), 5)
-    return {'': f'search of {n:,} vectors, batch {size}', 'milliseconds': f'{took * 1e3:.1f}', 'tokens/s': '',
-            'of the peak': '', 'note': f'{took / size * 1e3:.2f} ms a query, top 1000'}
+def searches(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+    index = torch.randn(args.index_size, 768, dtype=torch.float16, device=clock.device)
+    rows = []
+    for size in (1, 10, 2000):
+        queries = torch.randn(size, 768, device=clock.device)
+        took = clock.seconds(lambda: exact_search(index, queries, 1000), 5)
+        rows.append({'': f'search of {len(index):,} vectors, batch {size}', 'milliseconds': f'{took * 1e3:.1f}',
+                     'tokens/s': '', 'of the peak': '', 'note': f'{took / size * 1e3:.2f} ms a query, top 1000'})
+    return rows
 
 
 def main() -> None:
@@ -210,17 +248,12 @@ def main() -> None:
     if device.type == 'cuda' and not torch.cuda.is_available():
         print(f'no GPU here: nothing was measured. {machine()}')
         return
-    clock, encoder = Clock(device), distilbert(args.layers, device)
+    clock = Clock(device)
     most = peak(clock)
-    rows = [bare_step(encoder, size, args.rounds, clock, most) for size in args.batch_sizes]
-    with tempfile.TemporaryDirectory() as folder:
-        data = Data(Path(folder) / 'pairs')
-        rows += [trained_step(data, teacher, size, args.rounds, args.layers, clock, most)
-                 for size in args.batch_sizes for teacher in TEACHERS]
-    rows.append(encoding(encoder, args.passages, clock, most))
-    rows += [search(args.index_size, encoder.dim, size, clock) for size in (1, 10, 2000)]
+    parts = {'bare': bare_steps, 'trained': trained_steps, 'encoding': encoding, 'search': searches}
+    rows = [row for name in args.parts for row in parts[name](args, clock, most)]
     print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.2f} TFLOP/s, measured. '
-          f'{machine()}, {encoder.strategy} forward passes')
+          f'{machine()}')
 
 
 if __name__ == '__main__':

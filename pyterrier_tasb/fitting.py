@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
 from .encoding.gradcache import cached_forward
 from .encoding.precision import check_trains
+from .encoding.transfer import moved
 from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
 from .pairs.docpairs import ids_of
@@ -42,6 +44,7 @@ from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
+from .training.captured import CapturedLoss, can_capture
 from .training.checkpoints import begun_with
 from .training.dual import dual_loss
 from .training.trainer import train
@@ -302,7 +305,10 @@ class Fit:
     def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
         limit = self._micro_batch_tokens(batch.step)
         vectors = module(batch.tokens) if limit is None else cached_forward(module, batch.tokens, limit)
-        # score = scale × cosine, shared between the two sides so that vectors stay symmetric
+        return self._scaled(vectors)
+
+    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Score = scale × cosine, shared between the two sides so that vectors stay symmetric."""
         return vectors * self.training.scale ** 0.5 if self.student.encoder.normalize else vectors
 
     @property
@@ -319,6 +325,7 @@ class Fit:
         half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
         if half < lengths.max():
             return False
+        self._captured = None   # its memory may be what was missing
         self.halvings = [*(some for some in self.halvings if some[0] <= first), [first, half]]
         write_json(self._halvings_file, self.halvings)
         pt.tqdm.write(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
@@ -327,10 +334,27 @@ class Fit:
         return True
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        vectors, training = self._vectors(module, batch), self.training
-        rows = torch.cat([batch.query, batch.pos, batch.neg]).to(vectors.device)
-        query, pos, neg = vectors[rows].split(len(batch.query))
-        return dual_loss(query, pos, neg, batch.margin, batch.in_batch,
+        if self._captured is not None and self._micro_batch_tokens(batch.step) is None:
+            return self._captured(batch)
+        vectors = self._vectors(module, batch)
+        rows = moved(torch.cat([batch.query, batch.pos, batch.neg]), vectors.device)
+        return self._loss_of(vectors[rows], batch.margin, batch.in_batch)
+
+    @cached_property
+    def _captured(self) -> CapturedLoss | None:
+        """The same on a GPU, where it can be."""
+        encoder = self.student.encoder
+        if world_size() > 1 or self.training.accumulation > 1 or encoder.amp == 'fp16' or not can_capture(encoder):
+            return None
+        return CapturedLoss(encoder, lambda vectors, *teachers: self._loss_of(self._scaled(vectors), *teachers),
+                            compiled=self.training.compile)
+
+    def _loss_of(self, vectors: torch.Tensor, margin: torch.Tensor,
+                 in_batch: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Of float32[3B, D], queries, positives, negatives."""
+        query, pos, neg = vectors.split(len(margin))
+        training = self.training
+        return dual_loss(query, pos, neg, margin, in_batch,
                          pairwise=training.pairwise_loss, in_batch=training.in_batch_loss,
                          pairwise_weight=training.pairwise_weight, in_batch_weight=training.in_batch_weight)
 

@@ -34,6 +34,7 @@ def first_position(config: PretrainedConfig) -> int:
     return config.pad_token_id + 1 if behind_padding else 0
 
 
+@torch.compiler.disable   # which kernel it is depends on the call
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
                packing: Packing | None = None, sliding_window: int | None = None,

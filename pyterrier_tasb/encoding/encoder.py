@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .._files import fingerprint
 from . import attention, dropout, parity
 from .batching import by_budget, near_equal
-from .kernels import KERNELS, Packing
+from .kernels import KERNELS, Packing, Room
 from .precision import autocast_dtype, warn_of_emulation
 from .tokens import Tokens, tokenise, tokenizer_fingerprint
+from .transfer import moved
 
 if TYPE_CHECKING:
     from .token_store import TokenStore
@@ -163,6 +164,16 @@ class Encoder(torch.nn.Module):
         """How texts go through the model on this device: 'packed', 'sorted' or 'padded'."""
         return self._choice()[0]
 
+    @property
+    def captures(self) -> bool:
+        """Whether :meth:`vectors_in` can be used here, and be captured in a CUDA graph."""
+        return self.strategy == 'packed' and self._choice()[1][0] == 'ragged'
+
+    @property
+    def first_position(self) -> int:
+        """The position of a text's first token."""
+        return attention.first_position(self.model.config)
+
     def _length(self, name: str, length: int) -> int:
         if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 3:
             raise ValueError(f'{name}={length!r}: give a whole number of tokens, at least 3 ([CLS], one word, [SEP])')
@@ -193,7 +204,8 @@ class Encoder(torch.nn.Module):
             return ()
         tokens = parity.probe(self.model.config, self.max_positions)
         dtype = autocast_dtype(self.amp, self.device)
-        example = torch.empty(0, device=self.device, dtype=dtype or self.model.dtype)
+        heads = self.model.config.num_attention_heads
+        example = torch.empty((0, heads, self.dim // heads), device=self.device, dtype=dtype or self.model.dtype)
         agreeing = []
         with parity.evaluating(self.model), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             for name, kernel in KERNELS.items():
@@ -239,7 +251,7 @@ class Encoder(torch.nn.Module):
         vectors = torch.cat([self._pool(states, lengths) for states, lengths in parts])
         if self.normalize:
             vectors = F.normalize(vectors, dim=1)
-        return vectors[torch.from_numpy(np.argsort(order)).to(vectors.device)]
+        return vectors[moved(np.argsort(order), vectors.device)]
 
     def token_states(self, tokens: Tokens) -> tuple[torch.Tensor, np.ndarray]:
         """The last hidden states of all tokens, not pooled and without padding, in the order given.
@@ -255,7 +267,29 @@ class Encoder(torch.nn.Module):
         starts = np.empty_like(order)
         starts[order] = np.cumsum(lengths) - lengths   # where each given text lies among the sorted ones
         at = np.arange(len(states)) + np.repeat(starts - tokens.offsets[:-1], tokens.lengths)
-        return states[torch.from_numpy(at).to(states.device)], tokens.offsets
+        return states[moved(at, states.device)], tokens.offsets
+
+    def vectors_in(self, ids: torch.Tensor, positions: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        """Vectors of texts that are on the device already: nothing on the CPU depends on what they are.
+
+        Args:
+            ids: int64[T]. Tokens behind the last text are in none.
+            positions: int64[T], counted from :attr:`first_position`.
+            bounds: int32[N + 1], where each text begins, and the end of the last; a text may be empty.
+
+        Returns:
+            float32[N, D], with gradients; an empty text's vector means nothing.
+        """
+        dtype = autocast_dtype(self.amp, self.device)
+        room = Room(bounds, max(self.query_max_length, self.doc_max_length))
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
+            states = self._row(ids, positions, room)
+        if self.pooling == 'cls':
+            vectors = states[bounds[:-1].long().clamp(max=len(ids) - 1)].float()
+        else:
+            sums = torch.segment_reduce(states.float(), 'sum', offsets=bounds.long(), unsafe=True)
+            vectors = sums / bounds.diff()[:, None].clamp(min=1)
+        return F.normalize(vectors, dim=1) if self.normalize else vectors
 
     def encode(self, tokens: Tokens | TokenStore, batch_tokens: int | None = None, *, out: np.ndarray | None = None,
                progress: str | None = None) -> np.ndarray:
@@ -307,9 +341,12 @@ class Encoder(torch.nn.Module):
     def _packed(self, tokens: Tokens, kernels: tuple[str, ...]) -> torch.Tensor:
         """[T, D], all texts in one row."""
         packing = Packing(tokens.lengths, kernels, self.device)
-        positions = packing.positions(attention.first_position(self.model.config))
-        return self.model(input_ids=torch.from_numpy(tokens.ids)[None].to(self.device),
-                          position_ids=positions[None].to(self.device), packing=packing).last_hidden_state[0]
+        positions = packing.positions(self.first_position)
+        return self._row(moved(tokens.ids, self.device), moved(positions, self.device), packing)
+
+    def _row(self, ids: torch.Tensor, positions: torch.Tensor, packing: Packing | Room) -> torch.Tensor:
+        """[T] → [T, D]."""
+        return self.model(input_ids=ids[None], position_ids=positions[None], packing=packing).last_hidden_state[0]
 
     def _padded(self, tokens: Tokens) -> torch.Tensor:
         """[T, D], the states of the tokens that are no padding."""
@@ -322,7 +359,6 @@ class Encoder(torch.nn.Module):
 
     def _pool(self, states: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
         """[T, D] → float32[N, D]."""
-        lengths = torch.from_numpy(lengths).to(states.device)
         if self.pooling == 'cls':
-            return states[lengths.cumsum(0) - lengths].float()
-        return torch.segment_reduce(states.float(), 'mean', lengths=lengths)
+            return states[moved(np.cumsum(lengths) - lengths, states.device)].float()
+        return torch.segment_reduce(states.float(), 'mean', lengths=moved(lengths, states.device))

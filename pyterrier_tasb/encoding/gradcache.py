@@ -12,6 +12,7 @@ import torch
 
 from .batching import by_budget
 from .tokens import Tokens
+from .transfer import moved
 
 
 class _Replay:
@@ -84,4 +85,4 @@ def cached_forward(module: torch.nn.Module, tokens: Tokens, micro_batch_tokens: 
         return module(tokens)
     anchor = torch.zeros((), device=parameter.device, requires_grad=True)
     vectors = _CachedForward.apply(anchor, module, [tokens.take(rows) for rows in groups], parameter.device)
-    return vectors[torch.from_numpy(np.argsort(np.concatenate(groups))).to(vectors.device)]
+    return vectors[moved(np.argsort(np.concatenate(groups)), vectors.device)]

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .batching import near_equal
 from .dropout import dropout
+from .transfer import moved
 
 _HALF = (torch.bfloat16, torch.float16)
 _GROUPS = {'cpu': 8}   # a call costs a CPU little, and a GPU, which takes 2, more than padding does
@@ -43,7 +44,7 @@ class Group:
         if lengths[0] == lengths[-1]:
             return cls(shape, tokens, None, None)
         mask = torch.arange(shape[1]) < torch.from_numpy(lengths)[:, None]
-        return cls(shape, tokens, mask.flatten().nonzero()[:, 0].to(device), mask[:, None, None, :].to(device))
+        return cls(shape, tokens, moved(mask.flatten().nonzero()[:, 0], device), moved(mask[:, None, None, :], device))
 
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, H, d] → [n, H, L, d], with zeros for padding."""
@@ -57,8 +58,42 @@ class Group:
         return x if self.slots is None else x.index_select(0, self.slots)
 
 
+class _Attending:
+    """Attention by the first kernel that can do the call."""
+    kernels: tuple[str, ...]
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
+                 scale: float | None, reach: int | None) -> torch.Tensor:
+        """[T, H, d] → [T, H, d].
+
+        Args:
+            query: [T, H, d].
+            key: [T, H, d].
+            value: [T, H, d].
+            share: Of the attention weights that dropout sets to 0.
+            scale: Factor on the dot products; None takes 1/√d.
+            reach: Tokens at least this far apart do not see each other; None has no limit.
+        """
+        kernel = next(KERNELS[name] for name in self.kernels if KERNELS[name].can(query, share))
+        return kernel.run(self, query, key, value, share, scale, reach)
+
+
 @dataclass(frozen=True)
-class Packing:
+class Room(_Attending):
+    """Room on a device for texts that come later, as a captured graph needs it; for the kernels that read bounds.
+
+    Args:
+        bounds: int32[N + 1], where each text begins, and the end of the last.
+        longest: Tokens that none has more of.
+        kernels: Names in `KERNELS`.
+    """
+    bounds: torch.Tensor
+    longest: int
+    kernels: tuple[str, ...] = ('ragged',)
+
+
+@dataclass(frozen=True)
+class Packing(_Attending):
     """Where the texts lie, and the kernels that may be used.
 
     Args:
@@ -81,30 +116,20 @@ class Packing:
         most = _GROUPS.get(self.device.type, 2)
         return [Group.of(self.lengths[group], self.device) for group in near_equal(self.lengths, most)]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.lengths[-1])
+
     @cached_property
     def bounds(self) -> torch.Tensor:
         """int32[N + 1], where each text begins, and the end."""
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)).to(self.device)
+        return moved(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32), self.device)
 
     def positions(self, first: int) -> torch.Tensor:
         """int64[T], each token's position in its text, counted from `first`."""
         ends = np.cumsum(self.lengths)
         return torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths) + first)
-
-    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
-                 scale: float | None, reach: int | None) -> torch.Tensor:
-        """[T, H, d] → [T, H, d].
-
-        Args:
-            query: [T, H, d].
-            key: [T, H, d].
-            value: [T, H, d].
-            share: Of the attention weights that dropout sets to 0.
-            scale: Factor on the dot products; None takes 1/√d.
-            reach: Tokens at least this far apart do not see each other; None has no limit.
-        """
-        kernel = next(KERNELS[name] for name in self.kernels if KERNELS[name].can(query, share))
-        return kernel.run(self, query, key, value, share, scale, reach)
 
 
 def window(length: int, reach: int | None, device: torch.device) -> torch.Tensor | None:
@@ -152,23 +177,29 @@ def _by_groups(packing: Packing, *call: Any) -> torch.Tensor:
     return _dense_in(packing.groups, *call)
 
 
+def _ragged(packing: Packing | Room, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
+            scale: float | None, reach: int | None) -> torch.Tensor:
+    """Our own, for short texts."""
+    return _import('pyterrier_tasb.encoding.ragged_attention').attention(
+        query, key, value, packing.bounds, packing.longest, share=share, scale=scale, reach=reach)
+
+
 def _varlen(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
             scale: float | None, reach: int | None) -> torch.Tensor:
-    """PyTorch's own kernel for texts of various lengths; it has no dropout."""
-    bounds, longest = packing.bounds, int(packing.lengths[-1])
+    """PyTorch's own for texts of various lengths: what its `varlen_attn` calls, which has no dropout."""
     reach = -1 if reach is None else reach - 1
-    return _import('torch.nn.attention.varlen').varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(reach, reach))
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, packing.bounds, packing.bounds, packing.longest, packing.longest, share, False, False,
+        scale=scale, window_size_left=reach, window_size_right=reach)[0]
 
 
 def _flash(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
            scale: float | None, reach: int | None) -> torch.Tensor:
     """The package flash-attn."""
-    bounds, longest = packing.bounds, int(packing.lengths[-1])
     reach = -1 if reach is None else reach - 1
     return _import('flash_attn').flash_attn_varlen_func(
-        query, key, value, bounds, bounds, longest, longest, dropout_p=share, softmax_scale=scale,
-        window_size=(reach, reach))
+        query, key, value, packing.bounds, packing.bounds, packing.longest, packing.longest, dropout_p=share,
+        softmax_scale=scale, window_size=(reach, reach))
 
 
 @lru_cache
@@ -181,6 +212,11 @@ def _import(name: str) -> object | None:
 
 def _half_on_gpu(x: torch.Tensor) -> bool:
     return x.device.type == 'cuda' and x.dtype in _HALF
+
+
+def _can_ragged(x: torch.Tensor, share: float) -> bool:
+    module = _half_on_gpu(x) and _import('pyterrier_tasb.encoding.ragged_attention')
+    return bool(module and module.can(x))
 
 
 @dataclass(frozen=True)
@@ -198,8 +234,8 @@ class Kernel:
 # In order of preference. On a CPU small calls are as good as large ones where PyTorch's fused kernel does them, which
 # has no dropout there. Only the last does everything everywhere.
 KERNELS = {
-    'varlen': Kernel(_varlen, lambda x, share: not share and _half_on_gpu(x)
-                     and hasattr(_import('torch.nn.attention.varlen'), 'varlen_attn')),
+    'ragged': Kernel(_ragged, _can_ragged),
+    'varlen': Kernel(_varlen, lambda x, share: _half_on_gpu(x)),
     'flash': Kernel(_flash, lambda x, share: _half_on_gpu(x) and _import('flash_attn') is not None),
     'runs': Kernel(_by_runs, lambda x, share: x.device.type == 'cpu' and not share),
     'groups': Kernel(_by_groups, lambda x, share: True),

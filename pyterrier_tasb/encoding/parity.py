@@ -40,7 +40,7 @@ def difference(packed: Callable[[], torch.Tensor], padded: Callable[[], torch.Te
     """The largest difference of states as a share of the largest state; infinite where one cannot be computed."""
     try:
         ours, theirs = packed().float(), padded().float()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):
+    except Exception:   # a kernel may find that a compiler, a driver or a library is too old in many ways
         return float('inf')
     found = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)).item()
     return found if np.isfinite(found) else float('inf')

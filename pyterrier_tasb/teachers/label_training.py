@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import claim, fingerprint
 from ..encoding.precision import check_trains
+from ..encoding.transfer import moved
 from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
 from ..pairs.examples import Examples, frame_fingerprint, prepare
 from ..sampling import BatchPlan
@@ -100,9 +101,9 @@ def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
     lengths = torch.from_numpy(batch.tokens.lengths)
     split = int(lengths[:size].sum())
     scores = scale * maxsim(states[:split], lengths[:size], states[split:], lengths[size:])
-    scores = scores[:, torch.cat([batch.pos, batch.neg]).to(scores.device) - size]
+    scores = scores[:, moved(torch.cat([batch.pos, batch.neg]), scores.device) - size]
     own = torch.eye(size, 2 * size, dtype=torch.bool, device=scores.device)
-    scores = scores.masked_fill(labelled.positive.to(scores.device) & ~own, float('-inf'))
+    scores = scores.masked_fill(moved(labelled.positive, scores.device) & ~own, float('-inf'))
     loss = F.cross_entropy(scores, torch.arange(size, device=scores.device))
     return loss, {'accuracy': (scores.argmax(1) == torch.arange(size, device=scores.device)).float().mean()}
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import torch
 
+from ..encoding.transfer import moved
+
 _MOST_PRODUCTS = 1 << 27   # token similarities held at a time: 512 MB in float32
 
 
@@ -27,7 +29,7 @@ def maxsim(query: torch.Tensor, query_lengths: torch.Tensor, docs: torch.Tensor,
     [[-4.0, -7.0]]
     """
     rows, ends = [], [0, *query_lengths.cumsum(0).tolist()]
-    doc_lengths, on_device = doc_lengths.to(docs.device), query_lengths.to(docs.device)
+    doc_lengths, on_device = moved(doc_lengths, docs.device), moved(query_lengths, docs.device)
     for start, stop in _chunks(query_lengths.tolist(), len(docs)):
         similarity = docs.float() @ query[ends[start]:ends[stop]].float().T             # [Td, Tq']
         best = torch.segment_reduce(similarity, 'max', lengths=doc_lengths, axis=0)     # [P, Tq']

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 
+from ..encoding.transfer import moved
 from .losses import IN_BATCH, LISTS, PAIRWISE
 
 
@@ -19,7 +20,7 @@ def pairwise_loss(s_pos: torch.Tensor, s_neg: torch.Tensor, margin: torch.Tensor
     student = torch.stack([s_pos, s_neg], 1)
     teacher = torch.stack([margin, torch.zeros_like(margin)], 1)
     anchor = torch.zeros(len(margin), dtype=torch.long, device=student.device)
-    mask = torch.tensor([[False, True]], device=student.device).expand(len(margin), 2)
+    mask = (torch.arange(2, device=student.device) > 0).expand(len(margin), 2)
     return PAIRWISE[loss](student, teacher, anchor, mask)
 
 
@@ -64,9 +65,9 @@ def dual_loss(query: torch.Tensor, pos: torch.Tensor, neg: torch.Tensor, margin:
     parts = {}
     if pairwise_weight:
         parts['pairwise'] = pairwise_loss(scores[rows, rows], scores[rows, len(query) + rows],
-                                          margin.to(scores), pairwise)
+                                          moved(margin, scores.device).to(scores), pairwise)
     total = pairwise_weight * parts['pairwise'] if parts else scores.sum() * 0.0
     if teacher is not None and in_batch_weight:
-        parts['in_batch'] = in_batch_loss(scores, teacher.to(scores), in_batch)
+        parts['in_batch'] = in_batch_loss(scores, moved(teacher, scores.device).to(scores), in_batch)
         total = total + in_batch_weight * parts['in_batch']
     return total, parts

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,13 +126,59 @@ class _Guard(TrainerCallback):
         self.trainer, clip = trainer, trainer.accelerator.clip_grad_norm_
 
         def clip_and_remember(*args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
-            norm = clip(*args, **kwargs)
-            trainer._norm = float(norm)   # the trainer reads it as well
-            return norm
+            trainer._norm = clip(*args, **kwargs)
+            return trainer._norm
         trainer.accelerator.clip_grad_norm_ = clip_and_remember
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
         self.trainer.check()
+
+
+@dataclass
+class _Look:
+    """A step's losses and gradient norm, and what they must not be.
+
+    Args:
+        step: Its number, from 1.
+        values: float32[n + 1], the losses of its n batches and the norm; 0 for a norm that is not looked at.
+        batches: What each batch was.
+        largest: Loss that was logged; 0 before there is one.
+        copied: When `values` is read from a GPU, when that is done.
+    """
+    step: int
+    values: torch.Tensor
+    batches: list[str]
+    largest: float
+    copied: torch.cuda.Event | None = None
+
+    @property
+    def limit(self) -> float:
+        """A larger loss has exploded."""
+        return _EXPLODED * max(1.0, self.largest) if self.largest else math.inf
+
+    def bad(self) -> torch.Tensor:
+        """bool, on the values' device."""
+        return ~(self.values.isfinite().all() & (self.values[:-1] <= self.limit).all())
+
+    def copy(self) -> None:
+        """Have the values read when the GPU is there."""
+        self.values, self.copied = self.values.to('cpu', non_blocking=True), torch.cuda.Event()
+        self.copied.record()
+
+    def problem(self) -> str | None:
+        """What is wrong; None where all is well."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        *losses, norm = self.values.tolist()
+        for loss, batch in zip(losses, self.batches):
+            if not math.isfinite(loss):
+                return f'the loss is {loss} at step {self.step}{batch}'
+            if loss > self.limit:
+                return (f'the loss exploded to {loss:.3g} at step {self.step}{batch}; until then at most '
+                        f'{self.largest:.3g} was logged')
+        if not math.isfinite(norm):
+            return f'the gradients of step {self.step}{self.batches[-1]} are NaN or infinite, though its loss is not'
+        return None
 
 
 class NotFiniteError(ValueError):
@@ -156,7 +203,8 @@ class _Trainer(Trainer):
         self._parts: dict[str, torch.Tensor] = {}
         self._n_parts = 0
         self._pending: list[tuple[torch.Tensor, str]] = []   # losses of this step, and their batches
-        self._norm: float | None = None   # of this step's gradients
+        self._norm: torch.Tensor | None = None   # of this step's gradients
+        self._looks: deque[_Look] = deque()   # steps whose losses have not been read
         self._largest, self._looked_at = 0.0, 0   # loss in the log, and its entries seen
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
@@ -209,21 +257,35 @@ class _Trainer(Trainer):
     def check(self) -> None:
         """Before the weights move: stop where that would make nothing good, and say what the run can go back to.
 
-        Losses are read here, once a step: reading one between its forward and backward pass would empty a GPU's queue.
+        Reading a loss empties a GPU's queue. There the optimiser itself leaves a bad step out, by the flag that loss
+        scaling has for that, and the losses are read one step later.
         """
-        pending, self._pending = self._pending, []
-        step, history, norm = self.state.global_step + 1, self.state.log_history, self._norm
+        history, scaler = self.state.log_history, self.accelerator.scaler
         self._largest = max([self._largest, *(entry.get('loss', 0.0) for entry in history[self._looked_at:])])
         self._looked_at = len(history)
-        for loss, (_, batch) in zip(torch.stack([loss for loss, _ in pending]).tolist(), pending):
-            if not math.isfinite(loss):
-                self._stop(f'the loss is {loss} at step {step}{batch}')
-            if self._largest and loss > _EXPLODED * max(1.0, self._largest):
-                self._stop(f'the loss exploded to {loss:.3g} at step {step}{batch}; until then at most '
-                           f'{self._largest:.3g} was logged')
-        # in fp16 such a step is left out, and the next one's losses are scaled less
-        if norm is not None and not math.isfinite(norm) and self.accelerator.scaler is None:
-            self._stop(f'the gradients of step {step}{pending[-1][1]} are NaN or infinite, though its loss is not')
+        losses = torch.stack([loss for loss, _ in self._pending]).float()
+        # in fp16 a step without finite gradients is left out, and the next one's losses are scaled less
+        norm = losses.new_zeros(()) if self._norm is None or scaler is not None else self._norm.to(losses)
+        self._looks.append(_Look(self.state.global_step + 1, torch.cat([losses, norm[None]]),
+                                 [batch for _, batch in self._pending], self._largest))
+        self._pending.clear()
+        if losses.device.type == 'cuda' and scaler is None:
+            self._optimizer().found_inf = self._looks[-1].bad().float()
+            self._looks[-1].copy()
+            self.read_losses(but=1)
+        else:
+            self.read_losses()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """PyTorch's, out of its wrapper."""
+        return getattr(self.optimizer, 'optimizer', self.optimizer)
+
+    def read_losses(self, but: int = 0) -> None:
+        """Stop where one of the steps so far was bad, `but` the last ones."""
+        while len(self._looks) > but:
+            problem = self._looks.popleft().problem()
+            if problem:
+                self._stop(problem)
 
     def _stop(self, what: str) -> None:
         newest = checkpoints.newest_checkpoint(Path(self.args.output_dir)) or 'none yet'
@@ -231,12 +293,14 @@ class _Trainer(Trainer):
                              'teacher\'s scores of these queries')
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.read_losses()
         if 'loss' in logs and self._n_parts:
             logs |= {name: float(value) / self._n_parts for name, value in self._parts.items()}
             self._parts, self._n_parts = {}, 0
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+        self.read_losses()
         metrics = {f'eval_{name}': value for name, value in self.validate().items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -256,6 +320,7 @@ class _Trainer(Trainer):
         """Nothing: no step depends on a generator's state."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
+        self.read_losses()
         if not all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters()):
             self._stop(f'step {self.state.global_step} made weights NaN or infinite')
         super()._save_checkpoint(model, trial)
@@ -380,6 +445,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                           f'{_describe(batches[trainer.first_batch]) if start < training.steps else ""}')
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            trainer.read_losses()
             if validate is not None and trainer.state.best_global_step:
                 checkpoints.take_best(module, output_dir, trainer.state.best_global_step)
         except KeyboardInterrupt:

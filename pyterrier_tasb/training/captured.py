@@ -1,0 +1,162 @@
+"""A training step's loss and gradients as one CUDA graph: launching them one by one takes longer than computing them.
+
+A graph has fixed shapes. Batches are brought to few of them: the number of tokens is rounded up, and what is added is
+in no text. Each shape is captured when it first comes, in a tenth of a second.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..encoding import Encoder
+from .batches import TrainingBatch
+
+_log = logging.getLogger('pyterrier_tasb')
+
+Parts = dict[str, torch.Tensor]
+LossOfVectors = Callable[[torch.Tensor, torch.Tensor, 'torch.Tensor | None'], tuple[torch.Tensor, Parts]]
+_SHAPES = 32   # of a power of two of tokens: 3 % more tokens on average
+
+
+def rounded(tokens: int) -> int:
+    """A number of tokens, and the few more that bring it to a shape that others have as well."""
+    unit = max(1, 2 ** (tokens - 1).bit_length() // _SHAPES)
+    return -(-tokens // unit) * unit
+
+
+def can_capture(encoder: Encoder) -> bool:
+    """Whether the encoder's forward pass can be captured: on a GPU, through the kernel that reads bounds from there."""
+    return encoder.device.type == 'cuda' and encoder.captures
+
+
+@dataclass
+class _Graph:
+    """One shape: where a batch's bytes go, and what a replay leaves."""
+    bytes: torch.Tensor
+    replay: Callable[[], None]
+    loss: torch.Tensor
+    parts: Parts
+    unused: list[bool]
+
+
+class _Replayed(torch.autograd.Function):
+    """The loss of a graph whose gradients are there already."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, loss: torch.Tensor, give: Callable[[], None]) -> torch.Tensor:  # noqa: ANN401
+        ctx.give = give
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None]:  # noqa: ANN401
+        ctx.give()
+        return None, None, None
+
+
+class CapturedLoss:
+    """`batch → (loss, parts)` like the plain path, for one process and one batch a step.
+
+    The loss's backward pass hands over gradients that were computed with it, in place of adding them up.
+
+    Args:
+        encoder: What is trained; see :func:`can_capture`.
+        loss: (vectors of queries, positives and negatives [3B, D], margins, in-batch scores or None) → the scalar and
+            its parts.
+        compiled: Whether the encoder's layers go through `torch.compile` first: once a process, 10 to 20 seconds.
+    """
+
+    def __init__(self, encoder: Encoder, loss: LossOfVectors, *, compiled: bool = False) -> None:
+        self.encoder, self.loss, self.compiled = encoder, loss, compiled
+        self.parameters = [weights for weights in encoder.parameters() if weights.requires_grad]
+        self.gradients = [torch.empty_like(weights) for weights in self.parameters]
+        self.anchor = torch.zeros((), device=encoder.device, requires_grad=True)
+        self.pool = torch.cuda.graph_pool_handle()
+        self.graphs: dict[tuple, _Graph] = {}
+
+    def __call__(self, batch: TrainingBatch) -> tuple[torch.Tensor, Parts]:
+        """The loss of a batch with its gradients, and its parts."""
+        values = _inputs(batch, self.encoder)
+        joined = torch.from_numpy(np.concatenate([value.reshape(-1).view(np.uint8) for value in values.values()]))
+        shape = tuple((name, value.shape) for name, value in values.items())
+        if shape not in self.graphs:
+            self.graphs[shape] = self._capture(values, joined.to(self.encoder.device))
+        graph = self.graphs[shape]
+        graph.bytes.copy_(joined.pin_memory(), non_blocking=True)
+        graph.replay()
+        return _Replayed.apply(self.anchor, graph.loss, lambda: self._give(graph)), {
+            name: value.clone() for name, value in graph.parts.items()}
+
+    def _give(self, graph: _Graph) -> None:
+        for weights, gradient, unused in zip(self.parameters, self.gradients, graph.unused):
+            weights.grad = None if unused else gradient
+
+    def _capture(self, values: dict[str, np.ndarray], joined: torch.Tensor) -> _Graph:
+        device = self.encoder.device
+        pieces = joined.split([value.nbytes for value in values.values()])
+        inputs = {name: piece.view(torch.from_numpy(value[:0]).dtype).view(value.shape)
+                  for (name, value), piece in zip(values.items(), pieces)}
+
+        def run() -> tuple[torch.Tensor, Parts, tuple[torch.Tensor | None, ...]]:
+            vectors = self.encoder.vectors_in(inputs['ids'], inputs['positions'], inputs['bounds'])[inputs['rows']]
+            loss, parts = self.loss(vectors, inputs['margin'], inputs.get('in_batch'))
+            return loss, parts, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        # the step's dropout is drawn by the replay, from the state that is now
+        state = torch.cuda.get_rng_state(device)
+        with _compiled(self.encoder.model, self.compiled):
+            aside = torch.cuda.Stream(device)
+            aside.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(aside):
+                for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
+                    run()
+            torch.cuda.current_stream(device).wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            # a live teacher may be at work in the thread that makes batches
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode='thread_local'):
+                loss, parts, found = run()
+                used = [(kept, new) for kept, new in zip(self.gradients, found) if new is not None]
+                torch._foreach_copy_(*map(list, zip(*used)))
+        torch.cuda.set_rng_state(state, device)
+        _log.info('captured a training step of %d tokens', len(values['ids']))
+        return _Graph(joined, graph.replay, loss.detach(), {name: value.detach() for name, value in parts.items()},
+                      [new is None for new in found])
+
+
+def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
+    """A batch's arrays in the shape of its graph, larger items first."""
+    tokens, size = batch.tokens, len(batch.query)
+    n, lengths = len(tokens.ids), tokens.lengths
+    ends = np.cumsum(lengths)
+    ids, positions = (np.zeros(rounded(n), dtype=np.int64) for _ in range(2))
+    ids[:n] = tokens.ids
+    positions[:n] = np.arange(n) - np.repeat(ends - lengths, lengths)
+    bounds = np.full(3 * size + 1, n, dtype=np.int32)   # a passage that comes twice is there once: fewer texts
+    bounds[0], bounds[1:len(lengths) + 1] = 0, ends
+    values = {'ids': ids, 'positions': positions + encoder.first_position,
+              'rows': torch.cat([batch.query, batch.pos, batch.neg]).numpy(),
+              'bounds': bounds, 'margin': batch.margin.float().numpy()}
+    return values if batch.in_batch is None else {**values, 'in_batch': batch.in_batch.float().numpy()}
+
+
+@contextmanager
+def _compiled(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
+    """The model's layers compiled, for the time of a capture."""
+    layers = _layers(model) if wanted else []
+    for layer in layers:
+        layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def _layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The blocks that the model repeats."""
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) > 1]
+    return list(stacks[0]) if stacks else []

@@ -1,0 +1,64 @@
+"""The kernels of `ragged_attention` in Triton's interpreter, which must be chosen before Triton is imported."""
+import numpy as np
+import pytest
+import torch
+
+from pyterrier_tasb.encoding import ragged_attention
+
+ragged_attention.BLOCK = 16   # the interpreter takes its time
+LENGTHS = [1, 3, 18, 0, 40, 32]   # an empty text, ends within blocks and at one
+BEHIND = 50   # tokens in no text: more than the blocks of the longest
+BOUNDS = torch.tensor(np.concatenate([[0], np.cumsum(LENGTHS)]), dtype=torch.int32)
+
+
+def inputs(n=4, dim=16):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, sum(LENGTHS) + BEHIND, 2, dim, generator=generator).requires_grad_().unbind()
+
+
+def plain(q, k, v, reach, scale):
+    outs = []
+    for start, stop in zip(BOUNDS[:-1], BOUNDS[1:]):
+        scores = torch.einsum('ihd,jhd->hij', q[start:stop], k[start:stop]) * scale
+        at = torch.arange(stop - start)
+        scores = scores.masked_fill((at[:, None] - at).abs() >= (reach or 1000), -torch.inf)
+        outs.append(torch.einsum('hij,jhd->ihd', scores.softmax(-1), v[start:stop]))
+    return torch.cat([*outs, torch.zeros(BEHIND, *q.shape[1:])])
+
+
+@pytest.mark.parametrize('reach', [None, 14])
+@pytest.mark.parametrize('dim, scale', [(16, None), (32, .3)])
+def test_outputs_and_gradients_are_those_of_plain_attention(dim, scale, reach):
+    *qkv, weight = inputs(dim=dim)
+    expected = plain(*qkv, reach, scale or dim ** -.5)
+    found = ragged_attention.attention(*qkv, BOUNDS, max(LENGTHS), scale=scale, reach=reach)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(torch.autograd.grad((found * weight).sum(), qkv),
+                            torch.autograd.grad((expected * weight).sum(), qkv)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def attend(qkv, share, seed):
+    torch.manual_seed(seed)
+    return ragged_attention.attention(*qkv, BOUNDS, max(LENGTHS), share=share)
+
+
+def test_dropout_drops_its_share_anew_for_each_seed():
+    q, k, v, _ = (x.detach() for x in inputs())
+    outs = torch.stack([attend((q, k, torch.ones_like(v)), .3, seed)[:BOUNDS[-1], :, 0] for seed in range(8)])
+    assert torch.equal(outs[1], attend((q, k, torch.ones_like(v)), .3, 1)[:BOUNDS[-1], :, 0])
+    assert abs(outs.mean() - 1) < .05                       # what is left is scaled up
+    alone = outs[:, 0]                                      # a text of one token: all or nothing
+    assert sorted({round(value, 4) for value in alone.flatten().tolist()}) == [0.0, round(1 / .7, 4)]
+    assert torch.corrcoef(outs.flatten(1))[0, 1:].abs().max() < .3
+    assert torch.corrcoef(outs.permute(2, 0, 1).flatten(1))[0, 1].abs() < .2   # heads drop others
+
+
+def test_gradients_with_dropout_are_those_of_what_was_dropped():
+    *qkv, weight = inputs()
+    gradients = torch.autograd.grad((attend(qkv, .3, 3) * weight).sum(), qkv)
+    for at, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(at))
+        moved = [[x.detach() + sign * .01 * direction * (i == at) for i, x in enumerate(qkv)] for sign in (1, -1)]
+        up, down = ((attend(some, .3, 3) * weight).double().sum() for some in moved)
+        torch.testing.assert_close(((up - down) / .02).float(), (gradient * direction).sum(), rtol=2e-3, atol=2e-3)

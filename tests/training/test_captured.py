@@ -1,0 +1,192 @@
+"""A step as one CUDA graph: the loss, the gradients and the weights of the plain path."""
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / 'encoding'))
+from tiny_encoders import PACKABLE, encoder, ragged  # noqa: E402
+
+from pyterrier_tasb import TasBalanced, Training  # noqa: E402
+from pyterrier_tasb.training import captured, checkpoints  # noqa: E402
+from pyterrier_tasb.training.batches import TrainingBatch  # noqa: E402
+from pyterrier_tasb.training.dual import dual_loss  # noqa: E402
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+SIZE = 4
+
+
+def batch(seed=0, teacher=True):
+    """Queries are texts 0 to 3, passages the other eight; one of them comes twice, and one not at all."""
+    generator = torch.Generator().manual_seed(seed)
+    return TrainingBatch(ragged(), torch.arange(4), torch.tensor([4, 5, 6, 7]), torch.tensor([8, 9, 10, 8]),
+                         torch.randn(SIZE, generator=generator),
+                         torch.randn(SIZE, 2 * SIZE, generator=generator) if teacher else None, ('q',) * SIZE)
+
+
+def loss_of(vectors, margin, in_batch):
+    return dual_loss(*vectors.split(SIZE), margin, in_batch)
+
+
+@pytest.mark.parametrize('tokens', [1, 2, 31, 33, 100, 4700, 38_144, 65_536])
+def test_few_tokens_are_added_and_few_shapes_remain(tokens):
+    found = captured.rounded(tokens)
+    assert tokens <= found <= max(tokens + 1, tokens * 1.07) and captured.rounded(found) == found
+    assert len({captured.rounded(n) for n in range(tokens, 2 * tokens)}) <= 34
+
+
+def test_a_batch_in_the_shape_of_its_graph():
+    tokens, values = ragged(), captured._inputs(batch(), encoder('roberta', 'auto'))
+    bounds = values['bounds']
+    assert len(bounds) == 3 * SIZE + 1 and len(values['ids']) == len(values['positions']) == captured.rounded(226)
+    for i in range(len(tokens)):
+        row = slice(bounds[i], bounds[i + 1])
+        assert values['ids'][row].tolist() == tokens.take(np.array([i])).ids.tolist()
+        assert values['positions'][row].tolist() == list(range(2, 2 + tokens.lengths[i]))   # RoBERTa's begin at 2
+    assert (bounds[len(tokens):] == 226).all()
+
+
+def test_without_a_gpu_nothing_is_captured():
+    assert not captured.can_capture(encoder('bert', 'auto'))
+
+
+def test_the_layers_are_found_and_left_as_they_were():
+    for name in PACKABLE:
+        model = encoder(name, 'auto').model
+        layers = captured._layers(model)
+        assert len(layers) in (2, 3) and {type(layer).__name__ for layer in layers}
+        with captured._compiled(model, wanted=True):
+            assert all(layer._compiled_call_impl is not None for layer in layers)
+        assert all(layer._compiled_call_impl is None for layer in layers)
+
+
+@on_a_gpu
+@pytest.mark.parametrize('name, pooling, compiled', [
+    *[(name, pooling, False) for name in PACKABLE for pooling in ('cls', 'mean')], ('distilbert', 'cls', True),
+    ('bert', 'mean', True)])
+def test_loss_and_gradients_are_those_of_the_plain_path(name, pooling, compiled):
+    ours, plain = (encoder(name, 'auto', amp='bf16', pooling=pooling).to('cuda') for _ in range(2))
+    assert captured.can_capture(ours)
+    capture = captured.CapturedLoss(ours, loss_of, compiled=compiled)
+    for seed, teacher in enumerate((True, False, True)):
+        some = batch(seed, teacher)
+        loss, parts = capture(some)
+        loss.backward()
+        rows = torch.cat([some.query, some.pos, some.neg]).cuda()
+        expected, expected_parts = loss_of(plain(some.tokens)[rows], some.margin, some.in_batch)
+        expected.backward()
+        torch.testing.assert_close(loss, expected, rtol=3e-2, atol=1e-2)
+        assert parts.keys() == expected_parts.keys()
+        both = [(a.grad, b.grad) for a, b in zip(ours.parameters(), plain.parameters())]
+        assert all((a is None) == (b is None) for a, b in both)
+        found, wanted = (torch.cat([grad.flatten() for grad in side if grad is not None]) for side in zip(*both))
+        assert (found - wanted).norm() / wanted.norm() < 3e-2
+        ours.zero_grad()
+        plain.zero_grad()
+    assert len(capture.graphs) == 2
+
+
+@on_a_gpu
+@pytest.mark.parametrize('compiled', [False, True])
+def test_dropout_is_that_of_the_seed_whenever_the_graph_was_captured(compiled):
+    def losses(capture, seeds):
+        found = []
+        for seed in seeds:
+            torch.cuda.manual_seed(seed)
+            found.append(capture(batch())[0].item())
+        return found
+    with torch.random.fork_rng([0]):
+        early, late = (captured.CapturedLoss(encoder('distilbert', 'auto', amp='bf16').to('cuda').train(), loss_of,
+                                             compiled=compiled) for _ in range(2))
+        expected = losses(early, range(4))
+        assert len(set(expected)) == 4
+        assert losses(late, (2, 3)) == expected[2:] and losses(early, (1, 1)) == [expected[1]] * 2
+
+
+TRAINING = Training(steps=6, batch_size=6, clusters=2, learning_rate=1e-3, log_every=1, save_every=3)
+
+
+@pytest.fixture
+def fitted(tiny_distilbert_dir, toy_results, toy_qrels, tmp_path):
+    def fit(name, prepare=lambda tasb: None, resume=False, **settings):
+        tasb = TasBalanced(tiny_distilbert_dir, training=TRAINING.replace(**settings), amp='bf16', doc_max_length=60,
+                           device='cuda')
+        prepare(tasb)
+        tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / name, resume=resume)
+        return tasb, {name: value.clone() for name, value in tasb.model.state_dict().items()}
+    return fit
+
+
+@on_a_gpu
+def test_a_fit_on_a_gpu_is_captured_repeats_itself_and_goes_on(fitted, monkeypatch):
+    captures = []
+    plain = captured.CapturedLoss._capture
+    monkeypatch.setattr(captured.CapturedLoss, '_capture',
+                        lambda self, values: captures.append(1) or plain(self, values))
+    whole, expected = fitted('whole')
+    assert captures and torch.isfinite(torch.tensor([entry['loss'] for entry in whole.record['history']])).all()
+    _, again = fitted('again')
+
+    def stop_after_four(tasb):
+        calls = []
+        original = captured.CapturedLoss.__call__
+
+        def counted(self, some):
+            calls.append(1)
+            if len(calls) > 4:
+                raise RuntimeError('stop')
+            return original(self, some)
+        monkeypatch.setattr(captured.CapturedLoss, '__call__', counted)
+    with monkeypatch.context():
+        with pytest.raises(RuntimeError, match='stop'):
+            fitted('cut', stop_after_four)
+    monkeypatch.undo()
+    _, resumed = fitted('cut', resume=True)
+    for name, value in expected.items():
+        assert torch.equal(value, again[name]), name
+        assert torch.equal(value, resumed[name]), name
+
+
+@on_a_gpu
+def test_a_fit_on_a_gpu_learns_what_the_plain_path_learns(fitted, monkeypatch):
+    ours, _ = fitted('captured', learning_rate=1e-4, steps=12)
+    monkeypatch.setattr('pyterrier_tasb.fitting.can_capture', lambda encoder: False)
+    plain, _ = fitted('plain', learning_rate=1e-4, steps=12)
+    ours, plain = (np.mean([entry['loss'] for entry in tasb.record['history'] if 'loss' in entry])
+                   for tasb in (ours, plain))
+    assert ours == pytest.approx(plain, rel=.2)   # they drop other elements
+
+
+@on_a_gpu
+@pytest.mark.parametrize('capture', [True, False])
+def test_on_a_gpu_a_bad_step_moves_no_weights(fitted, monkeypatch, capture):
+    from pyterrier_tasb import fitting
+    if not capture:
+        monkeypatch.setattr(fitting, 'can_capture', lambda encoder: False)
+    plain = fitting.dual_loss
+
+    def nan(query, pos, neg, margin, teacher, **options):
+        loss, parts = plain(query, pos, neg, margin, teacher, **options)
+        return loss * torch.where(margin.sum().isfinite(), 1.0, float('nan')), parts
+    monkeypatch.setattr(fitting, 'dual_loss', nan)
+    batches = fitting.TrainingBatches.__getitem__
+
+    def poisoned(self, step):
+        some = batches(self, step)
+        if step == 4:
+            some.margin[0] = float('inf')
+        return some
+    monkeypatch.setattr(fitting.TrainingBatches, '__getitem__', poisoned)
+    restore, at_once = checkpoints.restore, []
+
+    def remember(module, folder):
+        at_once.append({name: value.clone() for name, value in module.state_dict().items()})
+        restore(module, folder)
+        at_once.append({name: value.clone() for name, value in module.state_dict().items()})
+    monkeypatch.setattr(checkpoints, 'restore', remember)
+    with pytest.raises(ValueError, match='the loss is nan at step 5'):
+        fitted('bad', log_every=100, save_every=1)
+    before, after = at_once
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
