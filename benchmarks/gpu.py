@@ -8,6 +8,7 @@ spread of lengths, weights are random: what is measured depends on neither.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from pyterrier_tasb.training.dual import dual_loss
 from pyterrier_tasb.training.trainer import train
 
 STEPS = 750_000   # the paper's run
+TOGETHER = 10   # steps that are timed together: a trainer does not wait for each
 VOCABULARY = 30_522
 TEACHERS = ('no', 'stored', 'live')
 WAYS = ('plain', 'captured', 'compiled')
@@ -41,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--batch-sizes', type=int, nargs='*', default=[32, 256])
     parser.add_argument('--parts', nargs='*', default=list(PARTS), choices=PARTS)
-    parser.add_argument('--rounds', type=int, default=50)
+    parser.add_argument('--rounds', type=int, default=20, help='of 10 steps each')
     parser.add_argument('--passages', type=int, default=200_000, help='encoded')
     parser.add_argument('--index-size', type=int, default=8_841_823, help='vectors searched, in half precision')
     parser.add_argument('--layers', type=int, default=6)
@@ -124,22 +126,23 @@ def loss_by(way: str, encoder: Encoder) -> Callable[[TrainingBatch], tuple[torch
     return plain
 
 
-def bare_step(way: str, size: int, rounds: int, layers: int, clock: Clock, most: float) -> dict[str, str]:
-    rng, encoder = np.random.default_rng(0), distilbert(layers, clock.device).train()
+def bare_step(encoder: Encoder, way: str, size: int, rounds: int, clock: Clock, most: float) -> dict[str, str]:
+    rng = np.random.default_rng(0)
+    encoder.train()
     update, loss = torch.optim.AdamW(encoder.parameters(), lr=1e-6, fused=True), loss_by(way, encoder)
     rows = torch.arange(size)
     batches = [TrainingBatch(Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, 200)]), rows, rows + size,
                              rows + 2 * size, torch.randn(size), torch.randn(size, 2 * size), ())
-               for _ in range(rounds + 3)]
+               for _ in range(TOGETHER * min(rounds, 8))]
 
-    def step(batch: TrainingBatch) -> None:
-        loss(batch)[0].backward()
-        update.step()
-        update.zero_grad()
-    for batch in batches:   # shapes are captured when they first come
-        step(batch)
-    left = iter(batches)
-    took = clock.seconds(lambda: step(next(left)), rounds)
+    def steps(some: list[TrainingBatch]) -> None:
+        for batch in some:
+            loss(batch)[0].backward()
+            update.step()
+            update.zero_grad()
+    steps(batches)   # shapes are captured when they first come
+    turns = itertools.cycle(range(0, len(batches), TOGETHER))
+    took = clock.seconds(lambda: steps(batches[(at := next(turns)):at + TOGETHER]), rounds) / TOGETHER
     lengths = [batch.tokens.lengths for batch in batches]
     return step_row(f'bare step, {way}, B = {size}', took, np.mean([some.sum() for some in lengths]),
                     np.mean([forward_flops(encoder, some) for some in lengths]), most)
@@ -182,9 +185,9 @@ class Stored:
         return self.scores.astype(np.float32)
 
 
-def trained_step(data: Data, teacher: str, size: int, rounds: int, layers: int, clock: Clock,
+def trained_step(encoder: Encoder, data: Data, teacher: str, size: int, rounds: int, layers: int, clock: Clock,
                  most: float) -> dict[str, str]:
-    encoder, warm = distilbert(layers, clock.device), 20
+    warm = 20
     teachers = {'no': lambda: None, 'stored': lambda: Stored(size), 'live': lambda: Live(data, layers, clock.device)}
     batches = TrainingBatches(BatchPlan(data.pairs, sampling='random', batch_size=size), data.queries, data.docs,
                               data.pairs.qids, teacher=teachers[teacher]())
@@ -194,13 +197,12 @@ def trained_step(data: Data, teacher: str, size: int, rounds: int, layers: int, 
         began.append(time.perf_counter())   # no synchronisation: what is between two of these is what a step takes
         lengths.append(batch.tokens.lengths)
         return by_batch(batch)
-    steps = rounds + warm
+    steps = TOGETHER * rounds + warm
     with tempfile.TemporaryDirectory() as folder:
-        train(encoder, batches, loss, Training(steps=steps, batch_size=size, learning_rate=1e-6, log_every=10,
+        train(encoder, batches, loss, Training(steps=steps, batch_size=size, learning_rate=1e-6, log_every=TOGETHER,
                                                save_every=steps), output_dir=folder, device=clock.device)
-    # the median of tens, as every tenth step logs; the mean would count shapes that come for the first time
-    span = min(10, rounds - 1)
-    took = np.median([(began[i + span] - began[i]) / span for i in range(warm, steps - span)])
+    # medians, as the mean would count shapes that come for the first time; of tens, as every tenth step logs
+    took = np.median([began[i + TOGETHER] - began[i] for i in range(warm, steps - TOGETHER)]) / TOGETHER
     return step_row(f'trained step, B = {size}, {teacher} in-batch teacher', took,
                     np.mean([some.sum() for some in lengths]),
                     np.mean([forward_flops(encoder, some) for some in lengths]), most)
@@ -208,13 +210,14 @@ def trained_step(data: Data, teacher: str, size: int, rounds: int, layers: int, 
 
 def bare_steps(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
     ways = WAYS if clock.device.type == 'cuda' else WAYS[:1]
-    return [bare_step(way, size, args.rounds, args.layers, clock, most) for size in args.batch_sizes for way in ways]
+    encoder = distilbert(args.layers, clock.device)   # one for all: each is compiled by itself
+    return [bare_step(encoder, way, size, args.rounds, clock, most) for size in args.batch_sizes for way in ways]
 
 
 def trained_steps(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
-        data = Data(Path(folder) / 'pairs')
-        return [trained_step(data, teacher, size, args.rounds, args.layers, clock, most)
+        encoder, data = distilbert(args.layers, clock.device), Data(Path(folder) / 'pairs')
+        return [trained_step(encoder, data, teacher, size, args.rounds, args.layers, clock, most)
                 for size in args.batch_sizes for teacher in TEACHERS]
 
 
