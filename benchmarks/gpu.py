@@ -11,7 +11,7 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -208,41 +208,39 @@ def trained_step(encoder: Encoder, data: Data, teacher: str, size: int, rounds: 
                     np.mean([forward_flops(encoder, some) for some in lengths]), most)
 
 
-def bare_steps(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
-    ways = WAYS if clock.device.type == 'cuda' else WAYS[:1]
+def bare_steps(args: argparse.Namespace, clock: Clock, most: float) -> Iterator[dict[str, str]]:
     encoder = distilbert(args.layers, clock.device)   # one for all: each is compiled by itself
-    return [bare_step(encoder, way, size, args.rounds, clock, most) for size in args.batch_sizes for way in ways]
+    for size, way in itertools.product(args.batch_sizes, WAYS if clock.device.type == 'cuda' else WAYS[:1]):
+        yield bare_step(encoder, way, size, args.rounds, clock, most)
 
 
-def trained_steps(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+def trained_steps(args: argparse.Namespace, clock: Clock, most: float) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         encoder, data = distilbert(args.layers, clock.device), Data(Path(folder) / 'pairs')
-        return [trained_step(encoder, data, teacher, size, args.rounds, args.layers, clock, most)
-                for size in args.batch_sizes for teacher in TEACHERS]
+        for size, teacher in itertools.product(args.batch_sizes, TEACHERS):
+            yield trained_step(encoder, data, teacher, size, args.rounds, args.layers, clock, most)
 
 
-def encoding(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+def encoding(args: argparse.Namespace, clock: Clock, most: float) -> Iterator[dict[str, str]]:
     encoder, n = distilbert(args.layers, clock.device).eval(), args.passages
     tokens = drawn(np.random.default_rng(1), n, 69, 200)
     encoder.encode(tokens.take(np.arange(min(n, 2000))))
     start = clock.now()
     encoder.encode(tokens)
     took = clock.now() - start
-    return [{'': f'encoding {n:,} passages', 'milliseconds': f'{took * 1e3:,.0f}',
-             'tokens/s': f'{len(tokens.ids) / took:,.0f}',
-             'of the peak': f'{forward_flops(encoder, tokens.lengths) / took / most:.0%}',
-             'note': f'{n / took:,.0f} passages/s'}]
+    yield {'': f'encoding {n:,} passages', 'milliseconds': f'{took * 1e3:,.0f}',
+           'tokens/s': f'{len(tokens.ids) / took:,.0f}',
+           'of the peak': f'{forward_flops(encoder, tokens.lengths) / took / most:.0%}',
+           'note': f'{n / took:,.0f} passages/s'}
 
 
-def searches(args: argparse.Namespace, clock: Clock, most: float) -> list[dict[str, str]]:
+def searches(args: argparse.Namespace, clock: Clock, most: float) -> Iterator[dict[str, str]]:
     index = torch.randn(args.index_size, 768, dtype=torch.float16, device=clock.device)
-    rows = []
     for size in (1, 10, 2000):
         queries = torch.randn(size, 768, device=clock.device)
         took = clock.seconds(lambda: exact_search(index, queries, 1000), 5)
-        rows.append({'': f'search of {len(index):,} vectors, batch {size}', 'milliseconds': f'{took * 1e3:.1f}',
-                     'tokens/s': '', 'of the peak': '', 'note': f'{took / size * 1e3:.2f} ms a query, top 1000'})
-    return rows
+        yield {'': f'search of {len(index):,} vectors, batch {size}', 'milliseconds': f'{took * 1e3:.1f}',
+               'tokens/s': '', 'of the peak': '', 'note': f'{took / size * 1e3:.2f} ms a query, top 1000'}
 
 
 def main() -> None:
@@ -254,7 +252,10 @@ def main() -> None:
     clock = Clock(device)
     most = peak(clock)
     parts = {'bare': bare_steps, 'trained': trained_steps, 'encoding': encoding, 'search': searches}
-    rows = [row for name in args.parts for row in parts[name](args, clock, most)]
+    rows = []
+    for row in itertools.chain.from_iterable(parts[name](args, clock, most) for name in args.parts):
+        print(f'{row[""]}: {row["milliseconds"]} ms', flush=True)   # a run that is cut short has said this much
+        rows.append(row)
     print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.2f} TFLOP/s, measured. '
           f'{machine()}')
 

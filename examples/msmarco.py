@@ -158,7 +158,8 @@ def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> Ta
         in_batch_teacher=LateInteraction(args.in_batch_teacher, mask_tokens=args.mask_tokens, query_max_length=30),
         training=Training.faithful(
             steps=args.steps, batch_size=args.batch_size, clusters=args.clusters, eval_every=args.eval_every,
-            patience_from=args.patience_from, micro_batch_tokens=args.micro_batch_tokens, seed=args.seed))
+            patience_from=args.patience_from, micro_batch_tokens=args.micro_batch_tokens, seed=args.seed,
+            compile=True))
     if args.store_teacher:
         plan, queries, docs = student.batch_plan(topics, pairs=pairs, work_dir=args.out / 'work')
         student.in_batch_teacher = TeacherScores.build(args.out / 'teacher-scores', student.in_batch_teacher, plan,

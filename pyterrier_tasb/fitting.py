@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -44,7 +45,7 @@ from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
-from .training.captured import CapturedLoss, can_capture
+from .training.captured import CapturedLoss, CaptureError, can_capture
 from .training.checkpoints import begun_with
 from .training.dual import dual_loss
 from .training.trainer import train
@@ -335,7 +336,12 @@ class Fit:
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if self._captured is not None and self._micro_batch_tokens(batch.step) is None:
-            return self._captured(batch)
+            try:
+                return self._captured(batch)
+            except CaptureError as error:
+                warnings.warn(f'a step cannot be captured as a CUDA graph here ({error}): training goes on without, '
+                              'slower', stacklevel=2)
+                self._captured = None
         vectors = self._vectors(module, batch)
         rows = moved(torch.cat([batch.query, batch.pos, batch.neg]), vectors.device)
         return self._loss_of(vectors[rows], batch.margin, batch.in_batch)

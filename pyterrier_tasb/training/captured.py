@@ -6,6 +6,7 @@ in no text. Each shape is captured when it first comes, in a tenth of a second.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ class _Graph:
     unused: list[bool]
 
 
+class CaptureError(RuntimeError):
+    """A step cannot be captured here; it can be computed."""
+
+
 class _Replayed(torch.autograd.Function):
     """The loss of a graph whose gradients are there already."""
 
@@ -68,7 +73,11 @@ class CapturedLoss:
         encoder: What is trained; see :func:`can_capture`.
         loss: (vectors of queries, positives and negatives [3B, D], margins, in-batch scores or None) → the scalar and
             its parts.
-        compiled: Whether the encoder's layers go through `torch.compile` first: once a process, 10 to 20 seconds.
+        compiled: Whether the encoder's layers go through `torch.compile` first: once a process, 10 to 20 seconds. Where
+            that fails, they do without, which is said.
+
+    Raises:
+        CaptureError: A shape that comes for the first time cannot be captured.
     """
 
     def __init__(self, encoder: Encoder, loss: LossOfVectors, *, compiled: bool = False) -> None:
@@ -85,7 +94,7 @@ class CapturedLoss:
         joined = torch.from_numpy(np.concatenate([value.reshape(-1).view(np.uint8) for value in values.values()]))
         shape = tuple((name, value.shape) for name, value in values.items())
         if shape not in self.graphs:
-            self.graphs[shape] = self._capture(values, joined.to(self.encoder.device))
+            self.graphs[shape] = self._capture(values, joined)
         graph = self.graphs[shape]
         graph.bytes.copy_(joined.pin_memory(), non_blocking=True)
         graph.replay()
@@ -97,6 +106,19 @@ class CapturedLoss:
             weights.grad = None if unused else gradient
 
     def _capture(self, values: dict[str, np.ndarray], joined: torch.Tensor) -> _Graph:
+        try:
+            return self._graph(values, joined.to(self.encoder.device))
+        except torch.OutOfMemoryError:
+            raise   # the trainer takes less memory
+        except Exception as error:   # compilers, drivers and libraries have many
+            if not self.compiled:
+                raise CaptureError(f'{type(error).__name__}: {error}') from error
+            warnings.warn(f'torch.compile cannot be used here ({type(error).__name__}: {error}): training goes on '
+                          'without it', stacklevel=2)
+            self.compiled = False
+            return self._capture(values, joined)
+
+    def _graph(self, values: dict[str, np.ndarray], joined: torch.Tensor) -> _Graph:
         device = self.encoder.device
         pieces = joined.split([value.nbytes for value in values.values()])
         inputs = {name: piece.view(torch.from_numpy(value[:0]).dtype).view(value.shape)
@@ -106,9 +128,7 @@ class CapturedLoss:
             vectors = self.encoder.vectors_in(inputs['ids'], inputs['positions'], inputs['bounds'])[inputs['rows']]
             loss, parts = self.loss(vectors, inputs['margin'], inputs.get('in_batch'))
             return loss, parts, torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        # the step's dropout is drawn by the replay, from the state that is now
-        state = torch.cuda.get_rng_state(device)
-        with _compiled(self.encoder.model, self.compiled):
+        with torch.cuda.device(device), _generator_kept(device), _compiled(self.encoder.model, self.compiled):
             aside = torch.cuda.Stream(device)
             aside.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(aside):
@@ -121,7 +141,6 @@ class CapturedLoss:
                 loss, parts, found = run()
                 used = [(kept, new) for kept, new in zip(self.gradients, found) if new is not None]
                 torch._foreach_copy_(*map(list, zip(*used)))
-        torch.cuda.set_rng_state(state, device)
         _log.info('captured a training step of %d tokens', len(values['ids']))
         return _Graph(joined, graph.replay, loss.detach(), {name: value.detach() for name, value in parts.items()},
                       [new is None for new in found])
@@ -141,6 +160,16 @@ def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
               'rows': torch.cat([batch.query, batch.pos, batch.neg]).numpy(),
               'bounds': bounds, 'margin': batch.margin.float().numpy()}
     return values if batch.in_batch is None else {**values, 'in_batch': batch.in_batch.float().numpy()}
+
+
+@contextmanager
+def _generator_kept(device: torch.device) -> Iterator[None]:
+    """A step's dropout is drawn by the replay, from the state before the capture."""
+    state = torch.cuda.get_rng_state(device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / 'encoding'))
 from tiny_encoders import PACKABLE, encoder, ragged  # noqa: E402
 
-from pyterrier_tasb import TasBalanced, Training  # noqa: E402
+from pyterrier_tasb import TasBalanced, Training, fitting  # noqa: E402
 from pyterrier_tasb.training import captured, checkpoints  # noqa: E402
 from pyterrier_tasb.training.batches import TrainingBatch  # noqa: E402
 from pyterrier_tasb.training.dual import dual_loss  # noqa: E402
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 SIZE = 4
+TRAINING = Training(steps=6, batch_size=6, clusters=2, learning_rate=1e-3, log_every=1, save_every=3)
 
 
 def batch(seed=0, teacher=True):
@@ -62,6 +63,48 @@ def test_the_layers_are_found_and_left_as_they_were():
         assert all(layer._compiled_call_impl is None for layer in layers)
 
 
+@pytest.fixture
+def unable(monkeypatch):
+    """A loss whose capture fails, as it does where there is no GPU, until the layers are not compiled."""
+    monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: None)
+    tried = []
+
+    def graph(self, values, joined):
+        tried.append(self.compiled)
+        raise OSError('no compiler')
+    monkeypatch.setattr(captured.CapturedLoss, '_graph', graph)
+    return captured.CapturedLoss(encoder('bert', 'auto'), loss_of, compiled=True), tried
+
+
+def test_what_cannot_be_compiled_is_captured_without(unable):
+    capture, tried = unable
+    with pytest.warns(UserWarning, match=r'torch.compile cannot be used here \(OSError: no compiler\)'), \
+            pytest.raises(captured.CaptureError, match='no compiler'):
+        capture(batch())
+    assert tried == [True, False]
+
+
+def test_too_little_memory_is_for_the_trainer_to_handle(unable, monkeypatch):
+    def graph(self, values, joined):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(captured.CapturedLoss, '_graph', graph)
+    with pytest.raises(torch.OutOfMemoryError):
+        unable[0](batch())
+
+
+def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir, toy_results, toy_qrels, monkeypatch):
+    def trained():
+        tasb = TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu')
+        tasb.fit(toy_results, toy_qrels)
+        return tasb.model.state_dict()
+    expected = trained()
+    monkeypatch.setattr(fitting, 'can_capture', lambda encoder: True)
+    with pytest.warns(UserWarning, match=r'cannot be captured as a CUDA graph here .* no compiler') as said:
+        found = trained()
+    assert sum('cannot be captured' in str(warning.message) for warning in said) == 1
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 @on_a_gpu
 @pytest.mark.parametrize('name, pooling, compiled', [
     *[(name, pooling, False) for name in PACKABLE for pooling in ('cls', 'mean')], ('distilbert', 'cls', True),
@@ -103,9 +146,6 @@ def test_dropout_is_that_of_the_seed_whenever_the_graph_was_captured(compiled):
         expected = losses(early, range(4))
         assert len(set(expected)) == 4
         assert losses(late, (2, 3)) == expected[2:] and losses(early, (1, 1)) == [expected[1]] * 2
-
-
-TRAINING = Training(steps=6, batch_size=6, clusters=2, learning_rate=1e-3, log_every=1, save_every=3)
 
 
 @pytest.fixture
@@ -162,7 +202,6 @@ def test_a_fit_on_a_gpu_learns_what_the_plain_path_learns(fitted, monkeypatch):
 @on_a_gpu
 @pytest.mark.parametrize('capture', [True, False])
 def test_on_a_gpu_a_bad_step_moves_no_weights(fitted, monkeypatch, capture):
-    from pyterrier_tasb import fitting
     if not capture:
         monkeypatch.setattr(fitting, 'can_capture', lambda encoder: False)
     plain = fitting.dual_loss
