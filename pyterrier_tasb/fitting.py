@@ -1,6 +1,7 @@
 """The steps of `TasBalanced.fit`: each builds one product in the work directory, or finds it there."""
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -75,6 +76,9 @@ class Fit:
         self.validation: str | None = None   # a fingerprint of the validation data
         # [batch, tokens]: the micro-batch was halved there; a call that goes on halves at the same batches
         self.halvings: list[list[int]] = read_json(self._halvings_file, list) if self._halvings_file.exists() else []
+        # the batch from which on steps are not captured: a call that goes on does the same
+        self.plain_from: float = read_json(self._plain_file, needs=['from'])['from'] if self._plain_file.exists() \
+            else math.inf
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
         self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
                                 self.weights_before)
@@ -287,9 +291,12 @@ class Fit:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
         self.student._unfinished = self.begun
-        record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
-                       validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
-                       desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp, kept=self.kept)
+        try:
+            record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
+                           validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
+                           desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp, kept=self.kept)
+        finally:
+            self.__dict__.pop('_captured', None)   # and the memory of its graphs
         self.student._unfinished = None
         return {**self.report, **record.to_dict(), 'seconds': self.count_seconds(), 'hardware': hardware(),
                 'versions': versions()}
@@ -321,12 +328,18 @@ class Fit:
                    default=self.training.micro_batch_tokens)
 
     def _halve_micro_batch(self, first: int, batch: TrainingBatch) -> bool:
-        """Half the tokens at a time from a batch on, with the same gradients; False where a text alone is too much."""
+        """Less memory from a batch on, with the same gradients: no captured steps, then half the tokens at a time.
+
+        False where a text alone is too much.
+        """
+        if self.__dict__.get('_captured') is not None:
+            self._capture_no_more(first)
+            pt.tqdm.write(f'{self.student!r}: out of GPU memory; going on without captured steps, which take more')
+            return True
         lengths = batch.tokens.lengths
         half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
         if half < lengths.max():
             return False
-        self._captured = None   # its memory may be what was missing
         self.halvings = [*(some for some in self.halvings if some[0] <= first), [first, half]]
         write_json(self._halvings_file, self.halvings)
         pt.tqdm.write(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
@@ -335,13 +348,14 @@ class Fit:
         return True
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if self._captured is not None and self._micro_batch_tokens(batch.step) is None:
+        whole = self._micro_batch_tokens(batch.step) is None and batch.step < self.plain_from
+        if whole and self._captured is not None:
             try:
                 return self._captured(batch)
             except CaptureError as error:
                 warnings.warn(f'a step cannot be captured as a CUDA graph here ({error}): training goes on without, '
                               'slower', stacklevel=2)
-                self._captured = None
+                self._capture_no_more(batch.step)
         vectors = self._vectors(module, batch)
         rows = moved(torch.cat([batch.query, batch.pos, batch.neg]), vectors.device)
         return self._loss_of(vectors[rows], batch.margin, batch.in_batch)
@@ -354,6 +368,15 @@ class Fit:
             return None
         return CapturedLoss(encoder, lambda vectors, *teachers: self._loss_of(self._scaled(vectors), *teachers),
                             compiled=self.training.compile)
+
+    @property
+    def _plain_file(self) -> Path:
+        return self.folder / 'plain.json'
+
+    def _capture_no_more(self, step: int) -> None:
+        """From a batch on; the memory for it is free again."""
+        self._captured, self.plain_from = None, step
+        write_json(self._plain_file, {'from': step})
 
     def _loss_of(self, vectors: torch.Tensor, margin: torch.Tensor,
                  in_batch: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -30,6 +30,7 @@ _log = logging.getLogger('pyterrier_tasb')
 POOLINGS = ('cls', 'mean')
 STRATEGIES = ('auto', 'packed', 'sorted', 'padded')
 _BATCH_TOKENS = {'cpu': 8192, 'cuda': 131072}
+_LONGEST_CAPTURED = 512   # tokens of a text; the kernel for it is made for short ones
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
@@ -167,7 +168,8 @@ class Encoder(torch.nn.Module):
     @property
     def captures(self) -> bool:
         """Whether :meth:`vectors_in` can be used here, and be captured in a CUDA graph."""
-        return self.strategy == 'packed' and self._choice()[1][0] == 'ragged'
+        return (self.strategy == 'packed' and 'ragged' in self._choice()[1]
+                and max(self.query_max_length, self.doc_max_length) <= _LONGEST_CAPTURED)
 
     @property
     def first_position(self) -> int:
@@ -206,17 +208,16 @@ class Encoder(torch.nn.Module):
         dtype = autocast_dtype(self.amp, self.device)
         heads = self.model.config.num_attention_heads
         example = torch.empty((0, heads, self.dim // heads), device=self.device, dtype=dtype or self.model.dtype)
-        agreeing = []
-        with parity.evaluating(self.model), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        agreeing, weights = [], self.model.get_input_embeddings().weight
+        with parity.evaluating(self.model), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None,
+                                                           cache_enabled=False):   # would lose gradients
             for name, kernel in KERNELS.items():
                 if not kernel.can(example, 0.0):
                     continue
-                found = parity.difference(lambda: self._packed(tokens, (name,)),
-                                          lambda: self._padded(tokens))
-                if found <= parity.tolerance(dtype):
+                if parity.agree(lambda: self._packed(tokens, (name,)), lambda: self._padded(tokens), weights, dtype):
                     agreeing.append(name)
                 else:
-                    _log.info('attention kernel %r differs from padding by %.1g: not used', name, found)
+                    _log.info('attention kernel %r does not agree with padding: not used', name)
         return tuple(agreeing) if list(KERNELS)[-1] in agreeing else ()   # it alone does every call
 
     # texts to vectors

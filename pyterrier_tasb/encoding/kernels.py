@@ -4,6 +4,7 @@ Each kernel gives the same numbers; which are there depends on the device, the p
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -58,42 +59,25 @@ class Group:
         return x if self.slots is None else x.index_select(0, self.slots)
 
 
-class _Attending:
-    """Attention by the first kernel that can do the call."""
-    kernels: tuple[str, ...]
-
-    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
-                 scale: float | None, reach: int | None) -> torch.Tensor:
-        """[T, H, d] → [T, H, d].
-
-        Args:
-            query: [T, H, d].
-            key: [T, H, d].
-            value: [T, H, d].
-            share: Of the attention weights that dropout sets to 0.
-            scale: Factor on the dot products; None takes 1/√d.
-            reach: Tokens at least this far apart do not see each other; None has no limit.
-        """
-        kernel = next(KERNELS[name] for name in self.kernels if KERNELS[name].can(query, share))
-        return kernel.run(self, query, key, value, share, scale, reach)
-
-
 @dataclass(frozen=True)
-class Room(_Attending):
-    """Room on a device for texts that come later, as a captured graph needs it; for the kernels that read bounds.
+class Room:
+    """Room on a device for texts that come later, as a captured graph needs it: where they lie is read there.
 
     Args:
         bounds: int32[N + 1], where each text begins, and the end of the last.
         longest: Tokens that none has more of.
-        kernels: Names in `KERNELS`.
     """
     bounds: torch.Tensor
     longest: int
-    kernels: tuple[str, ...] = ('ragged',)
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
+                 scale: float | None, reach: int | None) -> torch.Tensor:
+        """[T, H, d] → [T, H, d]; see :meth:`Packing.__call__`."""
+        return KERNELS['ragged'].run(self, query, key, value, share, scale, reach)
 
 
 @dataclass(frozen=True)
-class Packing(_Attending):
+class Packing:
     """Where the texts lie, and the kernels that may be used.
 
     Args:
@@ -130,6 +114,22 @@ class Packing(_Attending):
         """int64[T], each token's position in its text, counted from `first`."""
         ends = np.cumsum(self.lengths)
         return torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths) + first)
+
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
+                 scale: float | None, reach: int | None) -> torch.Tensor:
+        """[T, H, d] → [T, H, d].
+
+        Args:
+            query: [T, H, d].
+            key: [T, H, d].
+            value: [T, H, d].
+            share: Of the attention weights that dropout sets to 0.
+            scale: Factor on the dot products; None takes 1/√d.
+            reach: Tokens at least this far apart do not see each other; None has no limit.
+        """
+        kernels = (KERNELS[name] for name in self.kernels)
+        kernel = next(some for some in kernels if self.longest <= some.longest and some.can(query, share))
+        return kernel.run(self, query, key, value, share, scale, reach)
 
 
 def window(length: int, reach: int | None, device: torch.device) -> torch.Tensor | None:
@@ -206,7 +206,7 @@ def _flash(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torc
 def _import(name: str) -> object | None:
     try:
         return import_module(name)
-    except ImportError:
+    except Exception:   # what is installed and broken is not there either
         return None
 
 
@@ -226,15 +226,17 @@ class Kernel:
     Args:
         run: (packing, query, key, value, share dropped, scale, reach) → [T, H, d].
         can: (query, share dropped) → whether it can do this call.
+        longest: Tokens of a text up to which it is the better one.
     """
     run: Callable[..., torch.Tensor]
     can: Callable[[torch.Tensor, float], bool]
+    longest: float = math.inf
 
 
 # In order of preference. On a CPU small calls are as good as large ones where PyTorch's fused kernel does them, which
 # has no dropout there. Only the last does everything everywhere.
 KERNELS = {
-    'ragged': Kernel(_ragged, _can_ragged),
+    'ragged': Kernel(_ragged, _can_ragged, longest=256),
     'varlen': Kernel(_varlen, lambda x, share: _half_on_gpu(x)),
     'flash': Kernel(_flash, lambda x, share: _half_on_gpu(x) and _import('flash_attn') is not None),
     'runs': Kernel(_by_runs, lambda x, share: x.device.type == 'cpu' and not share),

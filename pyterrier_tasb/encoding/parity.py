@@ -1,4 +1,4 @@
-"""Whether a model gives the same states without padding as with it: asked of the very model, once."""
+"""Whether a model gives the same states and gradients without padding as with it: asked of the very model, once."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,7 +10,9 @@ from transformers import PretrainedConfig
 
 from .tokens import Tokens
 
-_LENGTHS = (7, 2, 12, 5, 7, 3, 9, 4, 14, 6, 10)   # more than there are groups in attention: some are padded there
+# more than there are groups in attention, so that some are padded there, and more tokens than there are in a block
+_LENGTHS = (7, 2, 12, 5, 7, 3, 9, 4, 14, 6, 10, 75)
+_OF_GRADIENTS = {None: 1e-2, torch.float16: .2, torch.bfloat16: .2}   # of the norm
 _TOLERANCE = {None: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}   # of the largest state; by autocast's dtype
 
 
@@ -35,8 +37,11 @@ def probe(config: PretrainedConfig, most: int) -> Tokens:
     return Tokens.from_lists([rng.choice(words, length).tolist() for length in lengths])
 
 
+States = Callable[[], torch.Tensor]
+
+
 @torch.no_grad()
-def difference(packed: Callable[[], torch.Tensor], padded: Callable[[], torch.Tensor]) -> float:
+def difference(packed: States, padded: States) -> float:
     """The largest difference of states as a share of the largest state; infinite where one cannot be computed."""
     try:
         ours, theirs = packed().float(), padded().float()
@@ -46,6 +51,25 @@ def difference(packed: Callable[[], torch.Tensor], padded: Callable[[], torch.Te
     return found if np.isfinite(found) else float('inf')
 
 
-def tolerance(dtype: torch.dtype | None) -> float:
-    """The difference that rounding explains."""
-    return _TOLERANCE[dtype]
+def gradient_difference(packed: States, padded: States, weights: torch.nn.Parameter) -> float:
+    """The norm of the difference of these weights' gradients as a share of the norm; 0 where they have none."""
+    if not weights.requires_grad or weights.is_inference():
+        return 0.0
+
+    def gradient(states: States) -> torch.Tensor:
+        found = states().float()
+        # not a plain sum: behind a LayerNorm that has no gradient
+        return torch.autograd.grad((found * torch.arange(found.shape[-1], device=found.device).sin()).sum(), weights)[0]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            ours, theirs = gradient(packed), gradient(padded)
+    except Exception:   # as above
+        return float('inf')
+    found = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-6)).item()
+    return found if np.isfinite(found) else float('inf')
+
+
+def agree(packed: States, padded: States, weights: torch.nn.Parameter, dtype: torch.dtype | None) -> bool:
+    """Whether states and gradients differ by no more than rounding explains."""
+    return (difference(packed, padded) <= _TOLERANCE[dtype]
+            and gradient_difference(packed, padded, weights) <= _OF_GRADIENTS[dtype])

@@ -46,15 +46,22 @@ def _similarity(query, key, rows, cols, last, scale, reach):  # noqa: ANN001, AN
 
 
 @triton.jit
+def _within(first, last, begin, reach, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202, N803
+    """Where the blocks of a text that a block reaches begin and end."""
+    low = first + tl.maximum(begin - first - reach, 0) // BLOCK * BLOCK
+    return low, tl.minimum(last, begin + BLOCK + reach)
+
+
+@triton.jit
 def _tile(tensor, rows, last, head, heads, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
     """[rows, DIM] of one head; zeros where the text has ended."""
-    at = (rows[:, None] * heads + head) * DIM + tl.arange(0, DIM)[None, :]
+    at = (rows.to(tl.int64)[:, None] * heads + head) * DIM + tl.arange(0, DIM)[None, :]
     return tl.load(tensor + at, mask=rows[:, None] < last, other=0.0)
 
 
 @triton.jit
 def _store(tensor, values, rows, last, head, heads, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
-    at = (rows[:, None] * heads + head) * DIM + tl.arange(0, DIM)[None, :]
+    at = (rows.to(tl.int64)[:, None] * heads + head) * DIM + tl.arange(0, DIM)[None, :]
     tl.store(tensor + at, values.to(tensor.dtype.element_ty), mask=rows[:, None] < last)
 
 
@@ -76,7 +83,8 @@ def _forward(query, key, value, out, norms, bounds, seeds, texts, tokens, heads,
             highest = tl.full([BLOCK], -1e30, tl.float32)
             total = tl.zeros([BLOCK], tl.float32)
             found = tl.zeros([BLOCK, DIM], tl.float32)
-            for start in range(first, last, BLOCK):
+            low, high = _within(first, last, begin, reach, BLOCK)
+            for start in range(low, high, BLOCK):
                 cols = start + steps
                 k = _tile(key, cols, last, head, heads, DIM)
                 v = _tile(value, cols, last, head, heads, DIM)
@@ -118,7 +126,8 @@ def _backward(query, key, value, out, grad, norms, of_query, of_key, of_value, b
             found_query = tl.zeros([BLOCK, DIM], tl.float32)
             found_key = tl.zeros([BLOCK, DIM], tl.float32)
             found_value = tl.zeros([BLOCK, DIM], tl.float32)
-            for start in range(first, last, BLOCK):
+            low, high = _within(first, last, begin, reach, BLOCK)
+            for start in range(low, high, BLOCK):
                 others = start + steps
                 # my queries, the other tokens' keys
                 k2 = _tile(key, others, last, head, heads, DIM)
@@ -160,7 +169,8 @@ class _Attention(torch.autograd.Function):
         # drawn on the device, so that a captured graph draws anew each time
         seeds = torch.randint(2**31 - 1, (1,), dtype=torch.int32, device=query.device) if share else bounds
         ctx.values = texts, tokens, heads, scale * _LOG2_E, reach, round(share * 2**31), 1 / (1 - share)
-        ctx.scale, ctx.sizes = scale, {'DIM': dim, 'BLOCK': BLOCK, 'DROP': share > 0, 'num_warps': WARPS}
+        ctx.scale, ctx.sizes = scale, {'DIM': dim, 'BLOCK': BLOCK, 'DROP': share > 0, 'num_warps': WARPS,
+                                        'num_stages': 3 if dim <= 64 else 2}   # what fits in older GPUs' shared memory
         out, norms = torch.empty_like(query), torch.empty((tokens, heads), dtype=torch.float32, device=query.device)
         _forward[ctx.grid](query, key, value, out, norms, bounds, seeds, *ctx.values, **ctx.sizes)
         ctx.save_for_backward(query, key, value, out, norms, bounds, seeds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ _log = logging.getLogger('pyterrier_tasb')
 
 Parts = dict[str, torch.Tensor]
 LossOfVectors = Callable[[torch.Tensor, torch.Tensor, 'torch.Tensor | None'], tuple[torch.Tensor, Parts]]
+_VERSIONS = 256   # of one layer's code
 _SHAPES = 32   # of a power of two of tokens: 3 % more tokens on average
 
 
@@ -73,8 +74,8 @@ class CapturedLoss:
         encoder: What is trained; see :func:`can_capture`.
         loss: (vectors of queries, positives and negatives [3B, D], margins, in-batch scores or None) → the scalar and
             its parts.
-        compiled: Whether the encoder's layers go through `torch.compile` first: once a process, 10 to 20 seconds. Where
-            that fails, they do without, which is said.
+        compiled: Whether the encoder's layers go through `torch.compile` first, 10 to 20 seconds. Where that fails,
+            they do without, which is said.
 
     Raises:
         CaptureError: A shape that comes for the first time cannot be captured.
@@ -85,7 +86,7 @@ class CapturedLoss:
         self.parameters = [weights for weights in encoder.parameters() if weights.requires_grad]
         self.gradients = [torch.empty_like(weights) for weights in self.parameters]
         self.anchor = torch.zeros((), device=encoder.device, requires_grad=True)
-        self.pool = torch.cuda.graph_pool_handle()
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(encoder.device)
         self.graphs: dict[tuple, _Graph] = {}
 
     def __call__(self, batch: TrainingBatch) -> tuple[torch.Tensor, Parts]:
@@ -107,19 +108,20 @@ class CapturedLoss:
 
     def _capture(self, values: dict[str, np.ndarray], joined: torch.Tensor) -> _Graph:
         try:
-            return self._graph(values, joined.to(self.encoder.device))
-        except torch.OutOfMemoryError:
-            raise   # the trainer takes less memory
+            return self._graph(values, joined)
         except Exception as error:   # compilers, drivers and libraries have many
-            if not self.compiled:
-                raise CaptureError(f'{type(error).__name__}: {error}') from error
-            warnings.warn(f'torch.compile cannot be used here ({type(error).__name__}: {error}): training goes on '
-                          'without it', stacklevel=2)
-            self.compiled = False
-            return self._capture(values, joined)
+            if _out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from None   # and nothing that holds what was computed
+            problem = f'{type(error).__name__}: {error}'
+        if not self.compiled:
+            raise CaptureError(problem)
+        warnings.warn(f'torch.compile cannot be used here ({problem}): training goes on without it', stacklevel=2)
+        self.compiled = False
+        return self._capture(values, joined)
 
     def _graph(self, values: dict[str, np.ndarray], joined: torch.Tensor) -> _Graph:
         device = self.encoder.device
+        joined = joined.to(device)
         pieces = joined.split([value.nbytes for value in values.values()])
         inputs = {name: piece.view(torch.from_numpy(value[:0]).dtype).view(value.shape)
                   for (name, value), piece in zip(values.items(), pieces)}
@@ -128,22 +130,27 @@ class CapturedLoss:
             vectors = self.encoder.vectors_in(inputs['ids'], inputs['positions'], inputs['bounds'])[inputs['rows']]
             loss, parts = self.loss(vectors, inputs['margin'], inputs.get('in_batch'))
             return loss, parts, torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        with torch.cuda.device(device), _generator_kept(device), _compiled(self.encoder.model, self.compiled):
-            aside = torch.cuda.Stream(device)
-            aside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(aside):
-                for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
-                    run()
-            torch.cuda.current_stream(device).wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream), _generator_kept(device), _compiled(self.encoder.model, self.compiled):
+            for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
+                run()
             # a live teacher may be at work in the thread that makes batches
-            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode='thread_local'):
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'):
                 loss, parts, found = run()
                 used = [(kept, new) for kept, new in zip(self.gradients, found) if new is not None]
                 torch._foreach_copy_(*map(list, zip(*used)))
+        current.wait_stream(self.stream)
         _log.info('captured a training step of %d tokens', len(values['ids']))
         return _Graph(joined, graph.replay, loss.detach(), {name: value.detach() for name, value in parts.items()},
                       [new is None for new in found])
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is what went wrong; ending a capture that failed raises something else on top."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error is not None
 
 
 def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
@@ -179,7 +186,9 @@ def _compiled(model: torch.nn.Module, wanted: bool) -> Iterator[None]:
     for layer in layers:
         layer.compile(dynamic=True)
     try:
-        yield
+        # the layers of every encoder share their code, and more than 8 versions of it would not be compiled, in silence
+        with torch._dynamo.config.patch(cache_size_limit=_VERSIONS) if wanted else nullcontext():
+            yield
     finally:
         for layer in layers:
             layer._compiled_call_impl = None

@@ -28,6 +28,7 @@ from .state import untouched_global_state
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 SaveMemory = Callable[[int, Any], bool]
 _AHEAD = {'cuda': 2}   # batches made ahead; on a CPU the cores have enough to do
+_LATE = {'cuda'}   # where losses are read a step later than they are computed
 _EXPLODED = 1000.0   # times the largest loss that was logged
 
 
@@ -162,8 +163,9 @@ class _Look:
 
     def copy(self) -> None:
         """Have the values read when the GPU is there."""
-        self.values, self.copied = self.values.to('cpu', non_blocking=True), torch.cuda.Event()
-        self.copied.record()
+        if self.values.is_cuda:
+            self.values, self.copied = self.values.to('cpu', non_blocking=True), torch.cuda.Event()
+            self.copied.record()
 
     def problem(self) -> str | None:
         """What is wrong; None where all is well."""
@@ -269,7 +271,7 @@ class _Trainer(Trainer):
         self._looks.append(_Look(self.state.global_step + 1, torch.cat([losses, norm[None]]),
                                  [batch for _, batch in self._pending], self._largest))
         self._pending.clear()
-        if losses.device.type == 'cuda' and scaler is None:
+        if losses.device.type in _LATE and scaler is None:
             self._optimizer().found_inf = self._looks[-1].bad().float()
             self._looks[-1].copy()
             self.read_losses(but=1)

@@ -92,13 +92,30 @@ def test_a_kernel_that_is_wrong_or_raises_is_not_used(monkeypatch, caplog):
     monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(groups, lambda *call: True))
     with caplog.at_level(logging.INFO, 'pyterrier_tasb'):
         assert encoder('bert', 'auto').strategy == 'sorted'
-    assert "kernel 'groups' differs" in caplog.text
+    assert "kernel 'groups' does not agree" in caplog.text
 
     def broken(*call):
         raise NotImplementedError
 
     monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(broken, lambda *call: True))
     assert encoder('bert', 'auto').strategy == 'sorted'
+
+
+@pytest.mark.parametrize('amp', ['off', 'bf16'])
+def test_a_kernel_with_a_wrong_gradient_is_not_used(monkeypatch, amp):
+    right = KERNELS['groups'].run
+    monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(lambda *call: right(*call).detach(), lambda *call: True))
+    assert encoder('bert', 'auto', amp=amp).strategy == 'sorted'
+
+
+@pytest.mark.parametrize('amp', ['off', 'bf16'])
+@pytest.mark.parametrize('name', PACKABLE)
+def test_the_check_can_be_made_while_nothing_is_differentiated(name, amp):
+    with torch.inference_mode():
+        assert encoder(name, 'auto', amp=amp).strategy == 'packed'
+    with torch.no_grad():
+        frozen = encoder(name, 'auto', amp=amp).requires_grad_(False)
+        assert frozen.strategy == 'packed'
 
 
 def test_weights_that_are_no_numbers_do_not_pass_for_equal():

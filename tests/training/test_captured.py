@@ -67,6 +67,7 @@ def test_the_layers_are_found_and_left_as_they_were():
 def unable(monkeypatch):
     """A loss whose capture fails, as it does where there is no GPU, until the layers are not compiled."""
     monkeypatch.setattr(torch.cuda, 'graph_pool_handle', lambda: None)
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda device: None)
     tried = []
 
     def graph(self, values, joined):
@@ -91,17 +92,39 @@ def test_too_little_memory_is_for_the_trainer_to_handle(unable, monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         unable[0](batch())
 
+    def ended(self, values, joined):
+        try:
+            graph(self, values, joined)
+        finally:
+            raise RuntimeError('capture failed')
+    monkeypatch.setattr(captured.CapturedLoss, '_graph', ended)
+    with pytest.raises(torch.OutOfMemoryError):
+        unable[0](batch())
 
-def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir, toy_results, toy_qrels, monkeypatch):
-    def trained():
+
+def test_too_little_memory_first_ends_the_captures(unable, tiny_distilbert_dir, toy_results, toy_qrels, monkeypatch,
+                                                   capsys):
+    def graph(self, values, joined):
+        raise torch.OutOfMemoryError('CUDA out of memory')
+    monkeypatch.setattr(captured.CapturedLoss, '_graph', graph)
+    monkeypatch.setattr(fitting, 'can_capture', lambda encoder: True)
+    TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu').fit(toy_results, toy_qrels)
+    said = capsys.readouterr().out
+    assert said.count('going on without captured steps') == 1 and 'at a time' not in said
+
+
+def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir, toy_results, toy_qrels, monkeypatch,
+                                                    tmp_path):
+    def trained(folder=None):
         tasb = TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu')
-        tasb.fit(toy_results, toy_qrels)
+        tasb.fit(toy_results, toy_qrels, work_dir=folder)
         return tasb.model.state_dict()
     expected = trained()
     monkeypatch.setattr(fitting, 'can_capture', lambda encoder: True)
     with pytest.warns(UserWarning, match=r'cannot be captured as a CUDA graph here .* no compiler') as said:
-        found = trained()
+        found = trained(tmp_path)
     assert sum('cannot be captured' in str(warning.message) for warning in said) == 1
+    assert fitting.Fit(TasBalanced(tiny_distilbert_dir), tmp_path, resume=True).plain_from == 0   # also when it goes on
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
@@ -226,6 +249,7 @@ def test_on_a_gpu_a_bad_step_moves_no_weights(fitted, monkeypatch, capture):
         at_once.append({name: value.clone() for name, value in module.state_dict().items()})
     monkeypatch.setattr(checkpoints, 'restore', remember)
     with pytest.raises(ValueError, match='the loss is nan at step 5'):
-        fitted('bad', log_every=100, save_every=1, teacher_scale=1.0)   # calibration reads batches too
+        # save_every: nothing reads the loss of step 5 before step 6 does; calibration reads batches too
+        fitted('bad', log_every=100, save_every=4, teacher_scale=1.0)
     before, after = at_once
     assert all(torch.equal(value, after[name]) for name, value in before.items())
