@@ -208,7 +208,7 @@ class Encoder(torch.nn.Module):
         dtype = autocast_dtype(self.amp, self.device)
         heads = self.model.config.num_attention_heads
         example = torch.empty((0, heads, self.dim // heads), device=self.device, dtype=dtype or self.model.dtype)
-        agreeing, weights = [], self.model.get_input_embeddings().weight
+        agreeing, weights = [], parity.first_vector(self.model)
         with parity.evaluating(self.model), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None,
                                                            cache_enabled=False):   # would lose gradients
             for name, kernel in KERNELS.items():

@@ -51,6 +51,11 @@ def difference(packed: States, padded: States) -> float:
     return found if np.isfinite(found) else float('inf')
 
 
+def first_vector(model: torch.nn.Module) -> torch.nn.Parameter:
+    """Weights that all layers follow, and few of them: those of the embeddings' LayerNorm."""
+    return next(weights for weights in model.parameters() if weights.ndim == 1)
+
+
 def gradient_difference(packed: States, padded: States, weights: torch.nn.Parameter) -> float:
     """The norm of the difference of these weights' gradients as a share of the norm; 0 where they have none."""
     if not weights.requires_grad or weights.is_inference():

@@ -270,6 +270,24 @@ def test_after_numbers_that_are_none_the_weights_are_those_of_the_checkpoint(tmp
         assert equal(weights(module), load_file(tmp_path / kept / kept / 'model.safetensors'))
 
 
+@pytest.mark.parametrize('where', [set(), {'cpu'}], ids=['at once', 'a step later'])
+@pytest.mark.parametrize('factor, said', [(float('nan'), 'loss is nan at step 4'), (1e9, 'loss exploded .* step 4')])
+def test_a_bad_step_moves_no_weights_whenever_its_loss_is_read(tmp_path, monkeypatch, where, factor, said):
+    monkeypatch.setattr(trainer, '_LATE', where)
+    before, after, steps = [], [], []
+
+    def bad(module, batch):
+        steps.append(batch.number)
+        if batch.number == 3:
+            before.append(weights(module))
+        loss, parts = squares(module, batch)
+        return loss * (factor if batch.number == 3 else 1.0), parts
+    monkeypatch.setattr(trainer.checkpoints, 'restore', lambda module, folder: after.append(weights(module)))
+    with pytest.raises(NotFiniteError, match=said):
+        run(tmp_path, loss=bad, training=FAST.replace(log_every=3, save_every=100))
+    assert equal(before[0], after[0]) and steps[-1] == (4 if where else 3)
+
+
 @pytest.mark.parametrize('again', ['the same module', 'a new one'])
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again_where_it_began(tmp_path, again):
     whole, module = run(tmp_path / 'whole'), network()
