@@ -27,7 +27,7 @@ from pyterrier_tasb.encoding.transfer import moved
 from pyterrier_tasb.search import search as exact_search
 from pyterrier_tasb.teachers.maxsim import maxsim
 from pyterrier_tasb.training.batches import TrainingBatch, TrainingBatches
-from pyterrier_tasb.training.captured import CapturedLoss, can_capture
+from pyterrier_tasb.training.captured import CapturedLoss
 from pyterrier_tasb.training.dual import dual_loss
 from pyterrier_tasb.training.trainer import train
 
@@ -117,12 +117,11 @@ def loss_of(vectors: torch.Tensor, margin: torch.Tensor,
 
 def loss_by(way: str, encoder: Encoder) -> Callable[[TrainingBatch], tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """A batch's loss, as `fit` computes it."""
-    if way != 'plain' and can_capture(encoder):
+    if way != 'plain' and encoder.captures:
         return CapturedLoss(encoder, loss_of, compiled=way == 'compiled')
 
     def plain(batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        rows = torch.cat([batch.query, batch.pos, batch.neg])
-        return loss_of(encoder(batch.tokens)[moved(rows, encoder.device)], batch.margin, batch.in_batch)
+        return loss_of(encoder(batch.tokens)[moved(batch.rows, encoder.device)], batch.margin, batch.in_batch)
     return plain
 
 

@@ -46,7 +46,7 @@ from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
-from .training.captured import CapturedLoss, CaptureError, can_capture
+from .training.captured import CapturedLoss, CaptureError
 from .training.checkpoints import begun_with
 from .training.dual import dual_loss
 from .training.trainer import train
@@ -357,14 +357,13 @@ class Fit:
                               'slower', stacklevel=2)
                 self._capture_no_more(batch.step)
         vectors = self._vectors(module, batch)
-        rows = moved(torch.cat([batch.query, batch.pos, batch.neg]), vectors.device)
-        return self._loss_of(vectors[rows], batch.margin, batch.in_batch)
+        return self._loss_of(vectors[moved(batch.rows, vectors.device)], batch.margin, batch.in_batch)
 
     @cached_property
     def _captured(self) -> CapturedLoss | None:
         """The same on a GPU, where it can be."""
         encoder = self.student.encoder
-        if world_size() > 1 or self.training.accumulation > 1 or encoder.amp == 'fp16' or not can_capture(encoder):
+        if world_size() > 1 or self.training.accumulation > 1 or encoder.amp == 'fp16' or not encoder.captures:
             return None
         return CapturedLoss(encoder, lambda vectors, *teachers: self._loss_of(self._scaled(vectors), *teachers),
                             compiled=self.training.compile)

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,20 @@ def weights_fingerprint(module: torch.nn.Module) -> str:
     for name, weights in sorted(module.state_dict().items()):
         digest.update(name.encode() + weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """How texts go through a model on a device.
+
+    Args:
+        strategy: 'packed', 'sorted' or 'padded'.
+        kernels: Of attention, for 'packed'.
+        firsts: Whether the last layer can be computed for first tokens only.
+    """
+    strategy: str
+    kernels: tuple[str, ...] = ()
+    firsts: bool = False
 
 
 class Encoder(torch.nn.Module):
@@ -77,7 +92,7 @@ class Encoder(torch.nn.Module):
         self.doc_max_length = self._length('doc_max_length', doc_max_length)
         autocast_dtype(amp, self.device)
         self._wanted_strategy = strategy
-        self._chosen: dict[str, tuple[str, tuple[str, ...]]] = {}   # by device: strategy, kernels
+        self._chosen: dict[str, _Choice] = {}   # by device
         if attention.is_packable(model.config):
             model.set_attn_implementation(attention.NAME)
         elif strategy == 'packed':
@@ -163,12 +178,12 @@ class Encoder(torch.nn.Module):
     @property
     def strategy(self) -> str:
         """How texts go through the model on this device: 'packed', 'sorted' or 'padded'."""
-        return self._choice()[0]
+        return self._choice().strategy
 
     @property
     def captures(self) -> bool:
-        """Whether :meth:`vectors_in` can be used here, and be captured in a CUDA graph."""
-        return (self.strategy == 'packed' and 'ragged' in self._choice()[1]
+        """Whether :meth:`vectors_in` can be used here, and be captured in a CUDA graph: its kernel is there."""
+        return ('ragged' in self._choice().kernels
                 and max(self.query_max_length, self.doc_max_length) <= _LONGEST_CAPTURED)
 
     @property
@@ -184,41 +199,52 @@ class Encoder(torch.nn.Module):
                           f'are cut at {self.max_positions} tokens', stacklevel=4)
         return min(int(length), self.max_positions)
 
-    def _choice(self) -> tuple[str, tuple[str, ...]]:
+    def _choice(self) -> _Choice:
         device = self.device.type
         if device not in self._chosen:
             warn_of_emulation(self.amp, self.device)
-            strategy, kernels = self._wanted_strategy, ()
-            if strategy in ('auto', 'packed'):
-                kernels = self._checked_kernels()
-                if strategy == 'packed' and not kernels:
-                    raise ValueError("strategy='packed' gives this model other states than padding does: leave it at "
-                                     "'auto'")
-                strategy = 'packed' if kernels else 'sorted'
-            _log.info('%s on %s: %s forward passes%s', type(self.model).__name__, device, strategy,
-                      f' ({", ".join(kernels)})' if kernels else '')
-            self._chosen[device] = strategy, kernels
+            choice = self._checked() if self._wanted_strategy in ('auto', 'packed') else _Choice(self._wanted_strategy)
+            if self._wanted_strategy == 'packed' and not choice.kernels:
+                raise ValueError("strategy='packed' gives this model other states than padding does: leave it at "
+                                 "'auto'")
+            _log.info('%s on %s: %s forward passes%s%s', type(self.model).__name__, device, choice.strategy,
+                      f' ({", ".join(choice.kernels)})' if choice.kernels else '',
+                      ', the last layer for first tokens only' if choice.firsts else '')
+            self._chosen[device] = choice
         return self._chosen[device]
 
-    def _checked_kernels(self) -> tuple[str, ...]:
-        """The kernels for this device whose states agree with the padded ones."""
+    def _checked(self) -> _Choice:
+        """Packed, with the kernels for this device whose states agree with the padded ones; sorted without any."""
         if not attention.is_packable(self.model.config):
-            return ()
+            return _Choice('sorted')
         tokens = parity.probe(self.model.config, self.max_positions)
+        starts = moved(tokens.offsets[:-1], self.device)
         dtype = autocast_dtype(self.amp, self.device)
         heads = self.model.config.num_attention_heads
         example = torch.empty((0, heads, self.dim // heads), device=self.device, dtype=dtype or self.model.dtype)
-        agreeing, weights = [], parity.first_vector(self.model)
+        weights = parity.first_vector(self.model)
+
+        def agrees(name: str) -> bool:
+            return parity.agree(lambda: self._packed(tokens, (name,)), lambda: self._padded(tokens), weights, dtype)
+
+        def agrees_on_firsts(name: str) -> bool:
+            return parity.agree(lambda: self._packed(tokens, (name,), firsts=True),
+                                lambda: self._padded(tokens)[starts], weights, dtype)
         with parity.evaluating(self.model), torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None,
                                                            cache_enabled=False):   # would lose gradients
-            for name, kernel in KERNELS.items():
-                if not kernel.can(example, 0.0):
-                    continue
-                if parity.agree(lambda: self._packed(tokens, (name,)), lambda: self._padded(tokens), weights, dtype):
-                    agreeing.append(name)
-                else:
-                    _log.info('attention kernel %r does not agree with padding: not used', name)
-        return tuple(agreeing) if list(KERNELS)[-1] in agreeing else ()   # it alone does every call
+            there = [name for name, kernel in KERNELS.items() if kernel.can(example, 0.0)]
+            agreeing = tuple(name for name in there if agrees(name))
+            for name in set(there) - set(agreeing):
+                _log.info('attention kernel %r does not agree with padding: not used', name)
+            if list(KERNELS)[-1] not in agreeing:   # it alone does every call
+                return _Choice('sorted')
+            return _Choice('packed', agreeing, firsts=self.pooling == 'cls' and attention.give_firsts(self.model)
+                           and all(map(agrees_on_firsts, agreeing)))
+
+    @property
+    def _firsts(self) -> bool:
+        """Whether the last layer is computed for first tokens only, which are the vectors."""
+        return self.pooling == 'cls' and self._choice().firsts
 
     # texts to vectors
 
@@ -248,8 +274,9 @@ class Encoder(torch.nn.Module):
         """float32[N, D], the vectors of N texts in the order given, with gradients."""
         if not len(tokens):
             return torch.zeros((0, self.dim), device=self.device)
-        order, parts = self._states(tokens)
-        vectors = torch.cat([self._pool(states, lengths) for states, lengths in parts])
+        firsts = self._firsts
+        order, parts = self._states(tokens, firsts=firsts)
+        vectors = torch.cat([states.float() if firsts else self._pool(states, lengths) for states, lengths in parts])
         if self.normalize:
             vectors = F.normalize(vectors, dim=1)
         return vectors[moved(np.argsort(order), vectors.device)]
@@ -284,9 +311,11 @@ class Encoder(torch.nn.Module):
         dtype = autocast_dtype(self.amp, self.device)
         room = Room(bounds, max(self.query_max_length, self.doc_max_length))
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
-            states = self._row(ids, positions, room)
-        if self.pooling == 'cls':
-            vectors = states[bounds[:-1].long().clamp(max=len(ids) - 1)].float()
+            states = self._row(ids, positions, room, firsts=self._firsts)
+        if self._firsts:
+            vectors = states.float()
+        elif self.pooling == 'cls':
+            vectors = states[room.starts(len(ids))].float()
         else:
             sums = torch.segment_reduce(states.float(), 'sum', offsets=bounds.long(), unsafe=True)
             vectors = sums / bounds.diff()[:, None].clamp(min=1)
@@ -326,28 +355,33 @@ class Encoder(torch.nn.Module):
                 bar.update(len(rows))
         return out
 
-    def _states(self, tokens: Tokens) -> tuple[np.ndarray, list[tuple[torch.Tensor, np.ndarray]]]:
-        """Last hidden states of texts sorted by length: the order, and (states [T', D], lengths int64[n]) of parts."""
+    def _states(self, tokens: Tokens, *,
+                firsts: bool = False) -> tuple[np.ndarray, list[tuple[torch.Tensor, np.ndarray]]]:
+        """Last hidden states of texts sorted by length: the order, and (states [T', D], lengths int64[n]) of parts.
+
+        For `firsts`, the states are those of first tokens: [n, D].
+        """
         order = np.argsort(tokens.lengths, kind='stable')
         tokens = tokens.take(order)
-        strategy, kernels = self._choice()
+        choice = self._choice()
         dtype = autocast_dtype(self.amp, self.device)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            if strategy == 'packed':
-                return order, [(self._packed(tokens, kernels), tokens.lengths)]
-            groups = near_equal(tokens.lengths) if strategy == 'sorted' else [slice(0, len(tokens))]
+            if choice.strategy == 'packed':
+                return order, [(self._packed(tokens, choice.kernels, firsts=firsts), tokens.lengths)]
+            groups = near_equal(tokens.lengths) if choice.strategy == 'sorted' else [slice(0, len(tokens))]
             parts = [tokens.take(np.arange(group.start, group.stop)) for group in groups]
             return order, [(self._padded(part), part.lengths) for part in parts]
 
-    def _packed(self, tokens: Tokens, kernels: tuple[str, ...]) -> torch.Tensor:
-        """[T, D], all texts in one row."""
-        packing = Packing(tokens.lengths, kernels, self.device)
-        positions = packing.positions(self.first_position)
-        return self._row(moved(tokens.ids, self.device), moved(positions, self.device), packing)
+    def _packed(self, tokens: Tokens, kernels: tuple[str, ...], *, firsts: bool = False) -> torch.Tensor:
+        """All texts in one row: [T, D], or [N, D] for `firsts`."""
+        return self._row(moved(tokens.ids, self.device), moved(tokens.positions(self.first_position), self.device),
+                         Packing(tokens.lengths, kernels, self.device), firsts=firsts)
 
-    def _row(self, ids: torch.Tensor, positions: torch.Tensor, packing: Packing | Room) -> torch.Tensor:
-        """[T] → [T, D]."""
-        return self.model(input_ids=ids[None], position_ids=positions[None], packing=packing).last_hidden_state[0]
+    def _row(self, ids: torch.Tensor, positions: torch.Tensor, packing: Packing | Room, *,
+             firsts: bool) -> torch.Tensor:
+        """[T] → [T, D], or [N, D] for `firsts`."""
+        return self.model(input_ids=ids[None], position_ids=positions[None], packing=packing,
+                          **{'first_only': True} if firsts else {}).last_hidden_state[0]
 
     def _padded(self, tokens: Tokens) -> torch.Tensor:
         """[T, D], the states of the tokens that are no padding."""

@@ -1,6 +1,7 @@
 """Attention of each text to itself, for N texts that lie one after the other in T tokens: [T, H, d] → [T, H, d].
 
-Each kernel gives the same numbers; which are there depends on the device, the precision and what is installed.
+Each kernel gives the same numbers; which are there depends on the device, the precision and what is installed. Where
+only the texts' first tokens are asked for ("firsts"), the queries are theirs alone: [N, H, d] → [N, H, d].
 """
 from __future__ import annotations
 
@@ -47,6 +48,11 @@ class Group:
         mask = torch.arange(shape[1]) < torch.from_numpy(lengths)[:, None]
         return cls(shape, tokens, moved(mask.flatten().nonzero()[:, 0], device), moved(mask[:, None, None, :], device))
 
+    @property
+    def firsts(self) -> Group:
+        """The first tokens of the same texts."""
+        return Group((self.shape[0], 1), self.shape[0], None, None)
+
     def spread(self, x: torch.Tensor) -> torch.Tensor:
         """[tokens, H, d] → [n, H, L, d], with zeros for padding."""
         if self.slots is not None:
@@ -70,10 +76,14 @@ class Room:
     bounds: torch.Tensor
     longest: int
 
+    def starts(self, tokens: int) -> torch.Tensor:
+        """int64[N], the row of each text's first token among `tokens`; an empty text has any."""
+        return self.bounds[:-1].long().clamp(max=tokens - 1)
+
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
-                 scale: float | None, reach: int | None) -> torch.Tensor:
+                 scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
         """[T, H, d] → [T, H, d]; see :meth:`Packing.__call__`."""
-        return KERNELS['ragged'].run(self, query, key, value, share, scale, reach)
+        return _ragged(self, query, key, value, share, scale, reach, firsts)
 
 
 @dataclass(frozen=True)
@@ -110,26 +120,27 @@ class Packing:
         """int32[N + 1], where each text begins, and the end."""
         return moved(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32), self.device)
 
-    def positions(self, first: int) -> torch.Tensor:
-        """int64[T], each token's position in its text, counted from `first`."""
-        ends = np.cumsum(self.lengths)
-        return torch.from_numpy(np.arange(ends[-1]) - np.repeat(ends - self.lengths, self.lengths) + first)
+    def starts(self, tokens: int) -> torch.Tensor:
+        """int64[N], the row of each text's first token among `tokens`."""
+        return self.bounds[:-1].long()
 
+    @torch.compiler.disable   # which kernel it is depends on the call
     def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, share: float,
-                 scale: float | None, reach: int | None) -> torch.Tensor:
+                 scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
         """[T, H, d] → [T, H, d].
 
         Args:
-            query: [T, H, d].
+            query: [T, H, d]; [N, H, d] for `firsts`, and so is what comes out.
             key: [T, H, d].
             value: [T, H, d].
             share: Of the attention weights that dropout sets to 0.
             scale: Factor on the dot products; None takes 1/√d.
             reach: Tokens at least this far apart do not see each other; None has no limit.
+            firsts: Whether only the texts' first tokens attend; they see all, whatever the reach.
         """
         kernels = (KERNELS[name] for name in self.kernels)
         kernel = next(some for some in kernels if self.longest <= some.longest and some.can(query, share))
-        return kernel.run(self, query, key, value, share, scale, reach)
+        return kernel.run(self, query, key, value, share, scale, reach, firsts)
 
 
 def window(length: int, reach: int | None, device: torch.device) -> torch.Tensor | None:
@@ -153,17 +164,19 @@ def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: tor
 
 
 def _dense_in(groups: list[Group], query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
-              scale: float | None, reach: int | None) -> torch.Tensor:
+              scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
+    asked = [group.firsts for group in groups] if firsts else groups
     # split, not slices: its backward joins the pieces once, theirs would add T-sized zeros for each
-    pieces = zip(*(x.split([group.tokens for group in groups]) for x in (query, key, value)))
+    pieces = zip(*(x.split([group.tokens for group in some])
+                   for x, some in ((query, asked), (key, groups), (value, groups))))
     outputs = []
-    for group, qkv in zip(groups, pieces):
-        mask, near = group.mask, window(group.shape[1], reach, query.device)
+    for group, of_group, (q, k, v) in zip(groups, asked, pieces):
+        mask, near = group.mask, window(group.shape[1], None if firsts else reach, query.device)
         if mask is None:
             mask = near
         elif near is not None:   # padding far from all tokens sees itself: a softmax over nothing is NaN
             mask = mask & near | torch.eye(group.shape[1], dtype=torch.bool, device=query.device)
-        outputs.append(group.gather(dense(*map(group.spread, qkv), mask, share, scale)))
+        outputs.append(of_group.gather(dense(of_group.spread(q), group.spread(k), group.spread(v), mask, share, scale)))
     return torch.cat(outputs)
 
 
@@ -178,28 +191,38 @@ def _by_groups(packing: Packing, *call: Any) -> torch.Tensor:
 
 
 def _ragged(packing: Packing | Room, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
-            scale: float | None, reach: int | None) -> torch.Tensor:
+            scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
     """Our own, for short texts."""
-    return _import('pyterrier_tasb.encoding.ragged_attention').attention(
-        query, key, value, packing.bounds, packing.longest, share=share, scale=scale, reach=reach)
+    from . import ragged_attention
+    if firsts:
+        return ragged_attention.of_firsts(query, key, value, packing.bounds, share=share, scale=scale)
+    return ragged_attention.attention(query, key, value, packing.bounds, packing.longest, share=share, scale=scale,
+                                      reach=reach)
+
+
+def _queries(packing: Packing, firsts: bool) -> tuple[torch.Tensor, int]:
+    """The bounds and the greatest length of what attends."""
+    bounds = packing.bounds
+    return (torch.arange(len(bounds), dtype=bounds.dtype, device=bounds.device), 1) if firsts else (bounds,
+                                                                                                    packing.longest)
 
 
 def _varlen(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
-            scale: float | None, reach: int | None) -> torch.Tensor:
+            scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
     """PyTorch's own for texts of various lengths: what its `varlen_attn` calls, which has no dropout."""
-    reach = -1 if reach is None else reach - 1
+    (bounds, longest), reach = _queries(packing, firsts), -1 if reach is None or firsts else reach - 1
     return torch.ops.aten._flash_attention_forward(
-        query, key, value, packing.bounds, packing.bounds, packing.longest, packing.longest, share, False, False,
+        query, key, value, bounds, packing.bounds, longest, packing.longest, share, False, False,
         scale=scale, window_size_left=reach, window_size_right=reach)[0]
 
 
 def _flash(packing: Packing, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
-           scale: float | None, reach: int | None) -> torch.Tensor:
+           scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
     """The package flash-attn."""
-    reach = -1 if reach is None else reach - 1
+    (bounds, longest), reach = _queries(packing, firsts), -1 if reach is None or firsts else reach - 1
     return _import('flash_attn').flash_attn_varlen_func(
-        query, key, value, packing.bounds, packing.bounds, packing.longest, packing.longest, dropout_p=share,
-        softmax_scale=scale, window_size=(reach, reach))
+        query, key, value, bounds, packing.bounds, longest, packing.longest, dropout_p=share, softmax_scale=scale,
+        window_size=(reach, reach))
 
 
 @lru_cache

@@ -36,6 +36,10 @@ class Tokens:
         """int64[N], tokens in each text."""
         return np.diff(self.offsets)
 
+    def positions(self, first: int) -> np.ndarray:
+        """int64[T], each token's position in its text, counted from `first`."""
+        return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths) + first
+
     def take(self, rows: np.ndarray | None) -> Tokens:
         """The texts of these rows, in this order; None takes all."""
         return self if rows is None else gather(self.ids, self.offsets, rows)

@@ -44,6 +44,11 @@ class TrainingBatch:
     qids: tuple[str, ...]
     step: int = 0
 
+    @property
+    def rows(self) -> torch.Tensor:
+        """long[3B], rows of `tokens`: queries, positives, negatives."""
+        return torch.cat([self.query, self.pos, self.neg])
+
     def describe(self) -> str:
         """The first queries, for messages."""
         return f'next batch: queries {", ".join(self.qids[:3])}, …'

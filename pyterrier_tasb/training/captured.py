@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..encoding import Encoder
+from ..encoding.precision import autocast_dtype
 from .batches import TrainingBatch
 
 _log = logging.getLogger('pyterrier_tasb')
@@ -30,11 +31,6 @@ def rounded(tokens: int) -> int:
     """A number of tokens, and the few more that bring it to a shape that others have as well."""
     unit = max(1, 2 ** (tokens - 1).bit_length() // _SHAPES)
     return -(-tokens // unit) * unit
-
-
-def can_capture(encoder: Encoder) -> bool:
-    """Whether the encoder's forward pass can be captured: on a GPU, through the kernel that reads bounds from there."""
-    return encoder.device.type == 'cuda' and encoder.captures
 
 
 @dataclass
@@ -71,7 +67,7 @@ class CapturedLoss:
     The loss's backward pass hands over gradients that were computed with it, in place of adding them up.
 
     Args:
-        encoder: What is trained; see :func:`can_capture`.
+        encoder: What is trained; one that :attr:`~pyterrier_tasb.Encoder.captures`.
         loss: (vectors of queries, positives and negatives [3B, D], margins, in-batch scores or None) → the scalar and
             its parts.
         compiled: Whether the encoder's layers go through `torch.compile` first, 10 to 20 seconds. Where that fails,
@@ -84,6 +80,7 @@ class CapturedLoss:
     def __init__(self, encoder: Encoder, loss: LossOfVectors, *, compiled: bool = False) -> None:
         self.encoder, self.loss, self.compiled = encoder, loss, compiled
         self.parameters = [weights for weights in encoder.parameters() if weights.requires_grad]
+        self.halves = _Halves(encoder)
         self.gradients = [torch.empty_like(weights) for weights in self.parameters]
         self.anchor = torch.zeros((), device=encoder.device, requires_grad=True)
         self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(encoder.device)
@@ -127,19 +124,22 @@ class CapturedLoss:
                   for (name, value), piece in zip(values.items(), pieces)}
 
         def run() -> tuple[torch.Tensor, Parts, tuple[torch.Tensor | None, ...]]:
+            self.halves.update()
             vectors = self.encoder.vectors_in(inputs['ids'], inputs['positions'], inputs['bounds'])[inputs['rows']]
             loss, parts = self.loss(vectors, inputs['margin'], inputs.get('in_batch'))
-            return loss, parts, torch.autograd.grad(loss, self.parameters, allow_unused=True)
+            return loss, parts, torch.autograd.grad(loss, [self.halves.of(weights) for weights in self.parameters],
+                                                    allow_unused=True)
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream), _generator_kept(device), _compiled(self.encoder.model, self.compiled):
+        # a step's dropout is drawn by the replay, from the state before the capture
+        with (torch.cuda.stream(self.stream), torch.random.fork_rng([device]), self.halves.used(),
+              _compiled(self.encoder.model, self.compiled)):
             for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
                 run()
             # a live teacher may be at work in the thread that makes batches
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'):
                 loss, parts, found = run()
-                used = [(kept, new) for kept, new in zip(self.gradients, found) if new is not None]
-                torch._foreach_copy_(*map(list, zip(*used)))
+                _copy([(kept, new) for kept, new in zip(self.gradients, found) if new is not None])
         current.wait_stream(self.stream)
         _log.info('captured a training step of %d tokens', len(values['ids']))
         return _Graph(joined, graph.replay, loss.detach(), {name: value.detach() for name, value in parts.items()},
@@ -156,27 +156,57 @@ def _out_of_memory(error: BaseException | None) -> bool:
 def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
     """A batch's arrays in the shape of its graph, larger items first."""
     tokens, size = batch.tokens, len(batch.query)
-    n, lengths = len(tokens.ids), tokens.lengths
-    ends = np.cumsum(lengths)
-    ids, positions = (np.zeros(rounded(n), dtype=np.int64) for _ in range(2))
-    ids[:n] = tokens.ids
-    positions[:n] = np.arange(n) - np.repeat(ends - lengths, lengths)
+    n = len(tokens.ids)
+    ids, positions = np.zeros(rounded(n), dtype=np.int64), np.full(rounded(n), encoder.first_position)
+    ids[:n], positions[:n] = tokens.ids, tokens.positions(encoder.first_position)
     bounds = np.full(3 * size + 1, n, dtype=np.int32)   # a passage that comes twice is there once: fewer texts
-    bounds[0], bounds[1:len(lengths) + 1] = 0, ends
-    values = {'ids': ids, 'positions': positions + encoder.first_position,
-              'rows': torch.cat([batch.query, batch.pos, batch.neg]).numpy(),
-              'bounds': bounds, 'margin': batch.margin.float().numpy()}
+    bounds[:len(tokens.offsets)] = tokens.offsets
+    values = {'ids': ids, 'positions': positions, 'rows': batch.rows.numpy(), 'bounds': bounds,
+              'margin': batch.margin.float().numpy()}
     return values if batch.in_batch is None else {**values, 'in_batch': batch.in_batch.float().numpy()}
 
 
-@contextmanager
-def _generator_kept(device: torch.device) -> Iterator[None]:
-    """A step's dropout is drawn by the replay, from the state before the capture."""
-    state = torch.cuda.get_rng_state(device)
-    try:
-        yield
-    finally:
-        torch.cuda.set_rng_state(state, device)
+class _Halves:
+    """The weights of linear layers in half precision, all cast at once: autocast casts each when it is used.
+
+    What is computed is the same, and so are the gradients. Without autocast there are none.
+
+    Args:
+        encoder: Whose weights.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        dtype = autocast_dtype(encoder.amp, encoder.device)
+        self.places = [(module, name, weights) for module in encoder.modules() if isinstance(module, torch.nn.Linear)
+                       for name, weights in module.named_parameters(recurse=False)
+                       if weights.requires_grad and dtype is not None]
+        self.halves = {weights: torch.nn.Parameter(weights.detach().to(dtype)) for *_, weights in self.places}
+
+    def of(self, weights: torch.nn.Parameter) -> torch.nn.Parameter:
+        """What is used in place of some weights: themselves if they are not of a linear layer."""
+        return self.halves.get(weights, weights)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Cast the weights that are now."""
+        _copy([(half, weights) for weights, half in self.halves.items()])
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The model computes with them."""
+        for module, name, weights in self.places:
+            setattr(module, name, self.halves[weights])
+        try:
+            yield
+        finally:
+            for module, name, weights in self.places:
+                setattr(module, name, weights)
+
+
+def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """(to, from), in few launches: one that is given several precisions copies one by one."""
+    for dtype in dict.fromkeys(source.dtype for _, source in pairs):
+        torch._foreach_copy_(*map(list, zip(*(pair for pair in pairs if pair[1].dtype == dtype))))
 
 
 @contextmanager

@@ -62,3 +62,37 @@ def test_gradients_with_dropout_are_those_of_what_was_dropped():
         moved = [[x.detach() + sign * .01 * direction * (i == at) for i, x in enumerate(qkv)] for sign in (1, -1)]
         up, down = ((attend(some, .3, 3) * weight).double().sum() for some in moved)
         torch.testing.assert_close(((up - down) / .02).float(), (gradient * direction).sum(), rtol=2e-3, atol=2e-3)
+
+
+def of_firsts(qkv, share=0.0, scale=None, seed=0):
+    """The queries are those of all tokens."""
+    q, k, v = qkv
+    torch.manual_seed(seed)
+    starts = BOUNDS[:-1].long()
+    return ragged_attention.of_firsts(q[starts], k, v, BOUNDS, share=share, scale=scale)
+
+
+@pytest.mark.parametrize('dim, scale', [(16, None), (32, .3)])
+def test_first_tokens_get_what_they_get_among_all(dim, scale):
+    *qkv, weight = inputs(dim=dim)
+    starts, there = BOUNDS[:-1].long(), torch.tensor(LENGTHS) > 0
+    expected, found = plain(*qkv, None, scale or dim ** -.5)[starts] * there[:, None, None], of_firsts(qkv, 0., scale)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weight = weight[:len(LENGTHS)]
+    for ours, theirs in zip(torch.autograd.grad((found * weight).sum(), qkv),
+                            torch.autograd.grad((expected * weight).sum(), qkv)):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_of_first_tokens():
+    *qkv, weight = inputs()
+    weight = weight[:len(LENGTHS)].detach()
+    q, k, v = (x.detach() for x in qkv)
+    outs = torch.stack([of_firsts((q, k, torch.ones_like(v)), .3, seed=seed)[:, :, 0] for seed in range(40)])
+    assert abs(outs[:, torch.tensor(LENGTHS) > 0].mean() - 1) < .1 and outs.std() > .1
+    gradients = torch.autograd.grad((of_firsts(qkv, .3) * weight).sum(), qkv)
+    for at, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(at))
+        moved = [[x.detach() + sign * .01 * direction * (i == at) for i, x in enumerate(qkv)] for sign in (1, -1)]
+        up, down = ((of_firsts(some, .3) * weight).double().sum() for some in moved)
+        torch.testing.assert_close(((up - down) / .02).float(), (gradient * direction).sum(), rtol=2e-3, atol=2e-3)

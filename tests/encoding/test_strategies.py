@@ -11,6 +11,7 @@ import torch
 from tiny_encoders import PACKABLE, encoder, ragged
 
 from pyterrier_tasb.encoding import Tokens, attention, kernels, parity
+from pyterrier_tasb.encoding import encoder as encoder_module
 from pyterrier_tasb.encoding.batching import by_budget, near_equal
 from pyterrier_tasb.encoding.kernels import KERNELS, Packing
 
@@ -99,6 +100,48 @@ def test_a_kernel_that_is_wrong_or_raises_is_not_used(monkeypatch, caplog):
 
     monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(broken, lambda *call: True))
     assert encoder('bert', 'auto').strategy == 'sorted'
+
+
+@pytest.mark.parametrize('pooling', ['cls', 'mean'])
+@pytest.mark.parametrize('name', PACKABLE)
+def test_the_last_layer_sees_first_tokens_only_where_they_are_the_vectors(name, pooling):
+    ours, tokens, seen = encoder(name, 'packed', pooling=pooling), ragged(), []
+    assert ours.strategy == 'packed'   # after the check, which computes both
+    stack = next(module for module in ours.model.modules() if isinstance(module, torch.nn.ModuleList))
+    for layer in stack:
+        layer.register_forward_hook(lambda layer, args, states: seen.append(states.shape[1]))
+    ours(tokens)
+    trimmed = pooling == 'cls' and name != 'modernbert'   # that makes keys and queries at once
+    assert seen == [226] * (len(stack) - 1) + [12 if trimmed else 226]
+    seen.clear()
+    ours.token_states(tokens)
+    assert seen == [226] * len(stack)
+
+
+def test_a_kernel_that_is_wrong_for_first_tokens_is_used_for_all(monkeypatch):
+    right = KERNELS['groups'].run
+
+    def groups(*call):
+        return right(*call) * (1 + call[7])
+    monkeypatch.setitem(KERNELS, 'groups', kernels.Kernel(groups, lambda *call: True))
+    ours, tokens = encoder('bert', 'auto'), ragged()
+    assert ours._choice() == encoder_module._Choice('packed', ('runs', 'groups'), firsts=False)
+    torch.testing.assert_close(ours(tokens), encoder('bert', 'padded')(tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('share', [0., 1e-9])
+def test_first_tokens_get_what_they_get_among_all(share, monkeypatch):
+    monkeypatch.setitem(kernels._GROUPS, 'cpu', 3)
+    packing = Packing(np.sort(ragged().lengths))
+    starts, generator = packing.starts(226), torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(226, 2, 8, generator=generator).requires_grad_() for _ in range(3))
+    expected = KERNELS['groups'].run(packing, q, k, v, 0., .3, None)[starts]
+    for name, of in (('runs', 0.), ('groups', share)):
+        found = KERNELS[name].run(packing, q[starts], k, v, of, .3, None, True)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        for ours, theirs in zip(*(torch.autograd.grad((out ** 2).sum(), (q, k, v), retain_graph=True)
+                                  for out in (found, expected))):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('amp', ['off', 'bf16'])

@@ -9,7 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / 'encoding'))
 from tiny_encoders import PACKABLE, encoder, ragged  # noqa: E402
 
-from pyterrier_tasb import TasBalanced, Training, fitting  # noqa: E402
+from pyterrier_tasb import Encoder, TasBalanced, Training, fitting  # noqa: E402
 from pyterrier_tasb.training import captured, checkpoints  # noqa: E402
 from pyterrier_tasb.training.batches import TrainingBatch  # noqa: E402
 from pyterrier_tasb.training.dual import dual_loss  # noqa: E402
@@ -50,7 +50,7 @@ def test_a_batch_in_the_shape_of_its_graph():
 
 
 def test_without_a_gpu_nothing_is_captured():
-    assert not captured.can_capture(encoder('bert', 'auto'))
+    assert not encoder('bert', 'auto').captures
 
 
 def test_the_layers_are_found_and_left_as_they_were():
@@ -61,6 +61,29 @@ def test_the_layers_are_found_and_left_as_they_were():
         with captured._compiled(model, wanted=True):
             assert all(layer._compiled_call_impl is not None for layer in layers)
         assert all(layer._compiled_call_impl is None for layer in layers)
+
+
+@pytest.mark.parametrize('name', PACKABLE)
+def test_weights_cast_at_once_give_what_autocast_gives(name):
+    ours, tokens = encoder(name, 'auto', amp='bf16'), ragged()
+    weights = [weights for weights in ours.parameters() if weights.requires_grad]
+    halves = captured._Halves(ours)
+    assert sum(halves.of(some).dtype == torch.bfloat16 for some in weights) >= 12   # of two or three layers
+    with torch.no_grad():
+        for some in weights:
+            some.add_(.01)
+
+    def found(asked):
+        vectors = ours(tokens)
+        gradients = torch.autograd.grad((vectors * torch.arange(32).sin()).sum(), asked, allow_unused=True)
+        return [vectors, *(gradient.float() for gradient in gradients if gradient is not None)]
+    expected = found(weights)
+    with halves.used():
+        halves.update()
+        cast = found([halves.of(some) for some in weights])
+    assert len(cast) == len(expected) and all(map(torch.equal, cast, expected))
+    assert [weights for weights in ours.parameters() if weights.requires_grad] == weights
+    assert not captured._Halves(encoder(name, 'auto', amp='off')).places
 
 
 @pytest.fixture
@@ -107,7 +130,7 @@ def test_too_little_memory_first_ends_the_captures(unable, tiny_distilbert_dir, 
     def graph(self, values, joined):
         raise torch.OutOfMemoryError('CUDA out of memory')
     monkeypatch.setattr(captured.CapturedLoss, '_graph', graph)
-    monkeypatch.setattr(fitting, 'can_capture', lambda encoder: True)
+    monkeypatch.setattr(Encoder, 'captures', True)
     TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu').fit(toy_results, toy_qrels)
     said = capsys.readouterr().out
     assert said.count('going on without captured steps') == 1 and 'at a time' not in said
@@ -120,7 +143,7 @@ def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir,
         tasb.fit(toy_results, toy_qrels, work_dir=folder)
         return tasb.model.state_dict()
     expected = trained()
-    monkeypatch.setattr(fitting, 'can_capture', lambda encoder: True)
+    monkeypatch.setattr(Encoder, 'captures', True)
     with pytest.warns(UserWarning, match=r'cannot be captured as a CUDA graph here .* no compiler') as said:
         found = trained(tmp_path)
     assert sum('cannot be captured' in str(warning.message) for warning in said) == 1
@@ -134,14 +157,13 @@ def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir,
     ('bert', 'mean', True)])
 def test_loss_and_gradients_are_those_of_the_plain_path(name, pooling, compiled):
     ours, plain = (encoder(name, 'auto', amp='bf16', pooling=pooling).to('cuda') for _ in range(2))
-    assert captured.can_capture(ours)
+    assert ours.captures
     capture = captured.CapturedLoss(ours, loss_of, compiled=compiled)
     for seed, teacher in enumerate((True, False, True)):
         some = batch(seed, teacher)
         loss, parts = capture(some)
         loss.backward()
-        rows = torch.cat([some.query, some.pos, some.neg]).cuda()
-        expected, expected_parts = loss_of(plain(some.tokens)[rows], some.margin, some.in_batch)
+        expected, expected_parts = loss_of(plain(some.tokens)[some.rows.cuda()], some.margin, some.in_batch)
         expected.backward()
         torch.testing.assert_close(loss, expected, rtol=3e-2, atol=1e-2)
         assert parts.keys() == expected_parts.keys()
@@ -215,7 +237,7 @@ def test_a_fit_on_a_gpu_is_captured_repeats_itself_and_goes_on(fitted, monkeypat
 @on_a_gpu
 def test_a_fit_on_a_gpu_learns_what_the_plain_path_learns(fitted, monkeypatch):
     ours, _ = fitted('captured', learning_rate=1e-4, steps=12)
-    monkeypatch.setattr('pyterrier_tasb.fitting.can_capture', lambda encoder: False)
+    monkeypatch.setattr(Encoder, 'captures', False)
     plain, _ = fitted('plain', learning_rate=1e-4, steps=12)
     ours, plain = (np.mean([entry['loss'] for entry in tasb.record['history'] if 'loss' in entry])
                    for tasb in (ours, plain))
@@ -226,7 +248,7 @@ def test_a_fit_on_a_gpu_learns_what_the_plain_path_learns(fitted, monkeypatch):
 @pytest.mark.parametrize('capture', [True, False])
 def test_on_a_gpu_a_bad_step_moves_no_weights(fitted, monkeypatch, capture):
     if not capture:
-        monkeypatch.setattr(fitting, 'can_capture', lambda encoder: False)
+        monkeypatch.setattr(Encoder, 'captures', False)
     plain = fitting.dual_loss
 
     def nan(query, pos, neg, margin, teacher, **options):
