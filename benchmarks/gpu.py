@@ -99,10 +99,15 @@ def peak(clock: Clock) -> float:
 
 
 def forward_flops(encoder: Encoder, lengths: np.ndarray) -> float:
-    """Of a padding-free forward pass: two a weight and token outside the embeddings, and attention within texts."""
+    """Of a padding-free forward pass to vectors: two a weight and token outside the embeddings, and attention in texts.
+
+    The last layer needs keys and values of all tokens, and the rest of first tokens only.
+    """
     config = encoder.model.config
     weights = sum(p.numel() for name, p in encoder.model.named_parameters() if 'embeddings' not in name)
-    return float(2 * weights * lengths.sum() + 4 * config.n_layers * config.dim * (lengths.astype(float) ** 2).sum())
+    in_layer, of_keys, whole = weights / config.n_layers, 2 * config.dim ** 2, config.n_layers - 1
+    products = lengths.sum() * (in_layer * whole + of_keys) + len(lengths) * (in_layer - of_keys)
+    return float(2 * products + 4 * config.dim * (whole * (lengths.astype(float) ** 2).sum() + lengths.sum()))
 
 
 def step_row(name: str, took: float, tokens: float, flops: float, most: float) -> dict[str, str]:
@@ -167,11 +172,11 @@ class Live:
 
     @torch.inference_mode()
     def __call__(self, query: np.ndarray, docs: np.ndarray) -> torch.Tensor:
-        parts = []
-        for tokens in (self.data.queries.take(query), self.data.docs.take(docs)):
-            states, _ = self.encoder.token_states(tokens)
-            parts += [states, torch.from_numpy(tokens.lengths)]
-        return maxsim(*parts).cpu()
+        both = [self.data.queries.take(query), self.data.docs.take(docs)]
+        states, _ = self.encoder.token_states(Tokens.concat(both))
+        of_query, of_docs = states.split([len(tokens.ids) for tokens in both])
+        lengths = [torch.from_numpy(tokens.lengths) for tokens in both]
+        return maxsim(of_query, lengths[0], of_docs, lengths[1]).cpu()
 
 
 class Stored:

@@ -139,8 +139,19 @@ class LateInteraction(pt.Estimator):
             docs: Texts of document rows.
             cache_dir: Where tokens go when the texts' own directory cannot be written.
         """
+        if not self.cache_bytes and self.cache_dir is None:
+            query_tokens, doc_tokens = (self.tokens_of(texts, side, cache_dir)
+                                        for texts, side in ((queries, 'query'), (docs, 'doc')))
+            return lambda query_rows, doc_rows: self._at_once(query_tokens.take(query_rows), doc_tokens.take(doc_rows))
         of_query, of_doc = self._of_rows(queries, 'query', cache_dir), self._of_rows(docs, 'doc', cache_dir)
         return lambda query_rows, doc_rows: self._maxsim(of_query(query_rows), of_doc(doc_rows))
+
+    def _at_once(self, queries: Tokens, docs: Tokens) -> torch.Tensor:
+        """float32[B, P], both sides in one forward pass."""
+        vectors, lengths = self._encode(Tokens.concat([queries, docs]))
+        both = zip(vectors.split([len(queries.ids), len(docs.ids)]),
+                   torch.from_numpy(lengths).split([len(queries), len(docs)]))
+        return self._maxsim(*both)
 
     def _of_texts(self, texts: list[str], side: str) -> _Ragged:
         return self._cached([(side, text) for text in texts],

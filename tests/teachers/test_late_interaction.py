@@ -144,6 +144,9 @@ def test_vectors_on_disk_give_the_scores_of_live_ones(tiny_bert_dir, stores, tmp
     np.testing.assert_allclose(live, expected, atol=5e-3)
     on_disk = teacher_of(tiny_bert_dir, mask_tokens=mask_tokens, cache_dir=tmp_path / 'vectors')
     np.testing.assert_allclose(on_disk.bind(*stores)(*rows), live, atol=5e-3)
+    at_once = teacher_of(tiny_bert_dir, mask_tokens=mask_tokens, cache_bytes=0).bind(*stores)(*rows)
+    np.testing.assert_allclose(at_once, live, atol=5e-3)
+    assert at_once.dtype == torch.float32 and at_once.shape == live.shape
 
 
 def test_vectors_on_disk_are_computed_once(tiny_bert_dir, stores, tmp_path, monkeypatch):
