@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
-import torch
 
-from pyterrier_tasb.encoding.precision import has_bf16
 from pyterrier_tasb.machine import PACKAGES, hardware, versions
 
 _PACKAGES = (*PACKAGES, 'sentence-transformers', 'numpy', 'faiss-cpu')
@@ -19,6 +17,7 @@ _PACKAGES = (*PACKAGES, 'sentence-transformers', 'numpy', 'faiss-cpu')
 
 def machine() -> str:
     """One line: hardware, threads, versions."""
+    import torch
     return f'{hardware()}, {torch.get_num_threads()} threads; {versions(_PACKAGES)}'
 
 
@@ -33,6 +32,9 @@ def peak_memory() -> float:
 
 def computes(row: str) -> bool:
     """Whether this CPU can be asked for the row of a table: bf16 where it does not multiply in it takes for ever."""
+    import torch  # here, so that scale.py does not count what it takes as memory of the pairs
+
+    from pyterrier_tasb.encoding.precision import has_bf16
     return 'bf16' not in row or has_bf16(torch.device('cpu'))
 
 
@@ -45,6 +47,7 @@ def interleaved(variants: Mapping[str, Callable[[int], object]], rounds: int,
         rounds: Rounds that count.
         warm_up: Rounds before them that do not.
     """
+    import torch
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in pt.tqdm(range(warm_up + rounds), desc='rounds'):
         for name, run in variants.items():
