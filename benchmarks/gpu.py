@@ -256,12 +256,13 @@ def main() -> None:
     clock = Clock(device)
     most = peak(clock)
     parts = {'bare': bare_steps, 'trained': trained_steps, 'encoding': encoding, 'search': searches}
+    print(f'Peak: {most / 1e12:.2f} TFLOP/s, measured. {machine()}\n', flush=True)
     rows = []
     for row in itertools.chain.from_iterable(parts[name](args, clock, most) for name in args.parts):
-        print(f'{row[""]}: {row["milliseconds"]} ms', flush=True)   # a run that is cut short has said this much
+        # a run that is cut short has said this much
+        print(', '.join(f'{name} {value}'.strip() for name, value in row.items() if value), flush=True)
         rows.append(row)
-    print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}\n\nPeak: {most / 1e12:.2f} TFLOP/s, measured. '
-          f'{machine()}')
+    print(f'\n## GPU\n\n{markdown(pd.DataFrame(rows))}')
 
 
 if __name__ == '__main__':
