@@ -92,7 +92,7 @@ class Encoder(torch.nn.Module):
         self.doc_max_length = self._length('doc_max_length', doc_max_length)
         autocast_dtype(amp, self.device)
         self._wanted_strategy = strategy
-        self._chosen: dict[str, _Choice] = {}   # by device
+        self._chosen: dict[tuple[str, str], _Choice] = {}   # by device and attention
         if attention.is_packable(model.config):
             model.set_attn_implementation(attention.NAME)
         elif strategy == 'packed':
@@ -201,7 +201,8 @@ class Encoder(torch.nn.Module):
 
     def _choice(self) -> _Choice:
         device = self.device.type
-        if device not in self._chosen:
+        key = device, self.model.config._attn_implementation   # which anyone may set, to look at attention weights
+        if key not in self._chosen:
             warn_of_emulation(self.amp, self.device)
             choice = self._checked() if self._wanted_strategy in ('auto', 'packed') else _Choice(self._wanted_strategy)
             if self._wanted_strategy == 'packed' and not choice.kernels:
@@ -210,12 +211,12 @@ class Encoder(torch.nn.Module):
             _log.info('%s on %s: %s forward passes%s%s', type(self.model).__name__, device, choice.strategy,
                       f' ({", ".join(choice.kernels)})' if choice.kernels else '',
                       ', the last layer for first tokens only' if choice.firsts else '')
-            self._chosen[device] = choice
-        return self._chosen[device]
+            self._chosen[key] = choice
+        return self._chosen[key]
 
     def _checked(self) -> _Choice:
         """Packed, with the kernels for this device whose states agree with the padded ones; sorted without any."""
-        if not attention.is_packable(self.model.config):
+        if self.model.config._attn_implementation != attention.NAME:
             return _Choice('sorted')
         tokens = parity.probe(self.model.config, self.max_positions)
         starts = moved(tokens.offsets[:-1], self.device)

@@ -189,6 +189,15 @@ def test_other_callers_of_the_model_see_nothing_of_the_packing():
         torch.testing.assert_close(ours_states[kept], theirs[kept], rtol=1e-5, atol=1e-5)
 
 
+def test_another_attention_set_later_is_used_and_gives_the_same_vectors():
+    """As who looks at attention weights does: it knows nothing of packing."""
+    tokens, ours = ragged(), encoder('bert', 'auto')
+    packed = ours(tokens)
+    ours.model.set_attn_implementation('eager')
+    assert ours.strategy == 'sorted'
+    torch.testing.assert_close(ours(tokens), packed, rtol=1e-5, atol=1e-5)
+
+
 def test_dropout_is_the_configurations():
     """Without dropout train mode is evaluation mode; with attention dropout alone it differs, and on average agrees."""
     tokens, ours = ragged(), encoder('bert', 'packed')
