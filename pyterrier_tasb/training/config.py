@@ -58,8 +58,8 @@ class Training:
         patience_from: No early stop before this step.
         save_every: Steps between checkpoints; None saves at every validation, or ten times in a run without one.
         log_every: Steps between entries of the training log.
-        compile: Put the encoder's layers and the loss through `torch.compile`, on a GPU and where a step can be captured
-            as a CUDA graph; elsewhere nothing changes. Worth it in long runs: compiling takes 20 to 30 seconds.
+        compile: Put the encoder's layers and the loss through `torch.compile`, on a GPU and where a step can be
+            captured as a CUDA graph; elsewhere nothing changes. Worth it in long runs: it takes 20 to 30 seconds.
         micro_batch_tokens: Encode a batch in pieces of at most this many tokens and keep no activations between them
             (gradient caching): slower, exact, and flat in memory. None encodes it in one call.
         report_to: A tracker of `transformers.Trainer`: 'none', 'tensorboard', 'wandb', 'mlflow', …, or 'all' that are
