@@ -21,6 +21,7 @@ from ._locks import work_directory
 from .encoding import Encoder, Tokens, TokenStore
 from .encoding.precision import device_of, has_bf16
 from .pairs import ScoredPairs
+from .pairs.checks import check_texts
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training
@@ -134,6 +135,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 v.columns(includes=text, mode='text_scorer')
             v.columns(includes=['query'], mode='query_encoder')
             v.columns(includes=[self.text_field], mode='doc_encoder')
+        if v.mode != 'text_scorer':   # which looks at what it reads
+            check_texts(inp, 'query' if v.mode == 'query_encoder' else self.text_field, context=self)
         return getattr(self, v.mode)()(inp)
 
     def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None,
@@ -171,7 +174,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def _encode_distinct(self, texts: Iterable[str], side: str) -> np.ndarray:
         self._check_at_rest()
-        rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object))
+        # what is no text is no row -1 either: the tokenizer complains of it
+        rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object), use_na_sentinel=False)
         return self._encoding.encode(self._encoding.tokenise(list(distinct), side))[rows]
 
     # ---- an Estimator ------------------------------------------------------------------------------------------
@@ -427,6 +431,7 @@ class TextScorer(pyterrier_dr.biencoder.BiScorer):
 
     def _vectors(self, inp: pd.DataFrame, given: str, text: str, encode: Callable) -> np.ndarray:
         if given not in inp.columns:
+            check_texts(inp, text, context=self.bi_encoder_model)
             return encode(inp[text])
         dim = self.bi_encoder_model.encoder.dim
         return np.stack(inp[given].to_list()) if len(inp) else np.empty((0, dim), dtype=np.float32)

@@ -54,6 +54,27 @@ def test_a_missing_column_names_the_transformer(tasb):
         tasb(pd.DataFrame([{'qid': 'q1', 'docno': 'd1'}]))
 
 
+@pytest.mark.parametrize('value', [None, float('nan'), pd.NA, 3])
+@pytest.mark.parametrize('column', ['query', 'text'])
+def test_what_is_no_text_has_no_score_of_another(tasb, tiny_bert_dir, value, column):
+    results = frame('qid', 'query', 'docno', 'text').astype(object)
+    results[column] = [results[column][0], value]
+    for scorer in tasb, tasb.text_scorer(), LateInteraction(tiny_bert_dir):
+        with pytest.raises(ValueError, match=f"1 of 2 values of column '{column}' are no text"):
+            scorer(results)
+
+
+@pytest.mark.parametrize('value', [None, float('nan'), 3])
+def test_what_is_no_text_has_no_vector(tasb, value):
+    for columns in (['qid', 'query'], ['docno', 'text']):
+        texts = frame(*columns).astype(object)
+        texts[columns[1]] = ['rose gardening', value]
+        with pytest.raises(ValueError, match=f"1 of 2 values of column '{columns[1]}' are no text"):
+            tasb(texts)
+    with pytest.raises(ValueError, match='text 1 of 2 is no string'):
+        tasb.encode_docs(['rose gardening', value])
+
+
 def test_vectors_are_float32_and_order_is_kept(tasb):
     texts = ['rose gardening', 'star', 'rose gardening', 'oven butter garlic simmer cooking']
     vecs = tasb.encode_docs(texts)

@@ -24,6 +24,21 @@ def is_blank(texts: pd.Series) -> pd.Series:
     return texts.isna() | ~texts.astype(object).map(lambda text: bool(str(text).strip())).astype(bool)
 
 
+def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None:  # noqa: ANN401
+    """Every value a string: a text loader leaves None where it does not know a document.
+
+    Raises:
+        ValueError: Some are none; the message names the column and the rows' ids.
+    """
+    for column in columns:
+        wrong = frame[[not isinstance(text, str) for text in frame[column]]]
+        if len(wrong):
+            ids = 'qid' if column == 'query' else 'docno'
+            where = f' ({ids}s {first(wrong[ids])})' if ids in wrong.columns else ''
+            raise ValueError(f'{context!r}: {len(wrong)} of {len(frame)} values of column {column!r} are no text{where}'
+                             f', first {wrong[column].iloc[0]!r:.60}: load it, or drop these rows')
+
+
 def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:  # noqa: ANN401
     """Qrels with string ids and whole-number labels, at least one of them positive.
 

@@ -20,6 +20,7 @@ from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
+from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert
@@ -111,6 +112,7 @@ class LateInteraction(pt.Estimator):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with `score` and `rank`."""
         pt.validate.result_frame(inp, extra_columns=['query', self.text_field], context=self)
+        check_texts(inp, 'query', self.text_field, context=self)
         rows, texts = pd.factorize(inp[self.text_field].astype(object))
         query_rows, queries = pd.factorize(inp['query'].astype(object))
         self._fill_cache(texts)
