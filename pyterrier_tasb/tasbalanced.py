@@ -380,14 +380,25 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         return other
 
     def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
-        """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`."""
+        """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.
+
+        Raises:
+            ValueError: There is no such setting, or `model_name` is that of other weights.
+        """
+        if attributes.get('model_name', self.model_name) != self.model_name:
+            raise ValueError(f'{self!r} cannot take the name of other weights: '
+                             f'TasBalanced({attributes["model_name"]!r}) loads them')
         other = copy.copy(self)
         for name, value in attributes.items():
             if not hasattr(other, name):
                 raise ValueError(f'TasBalanced has no attribute {name!r}')
             setattr(other, name, value)
+        other.device = device_of(other.device)
+        if other.device != self.device:
+            other.encoder = copy.deepcopy(self.encoder).to(other.device)
+            other._encoding = other._view_for_encoding()
         if {'query_max_length', 'doc_max_length', 'amp'} & set(attributes):
-            other.encoder = self.encoder.view(query_max_length=other.query_max_length,
+            other.encoder = other.encoder.view(query_max_length=other.query_max_length,
                                               doc_max_length=other.doc_max_length, amp=other.amp)
             other._encoding = other._view_for_encoding()
         return other

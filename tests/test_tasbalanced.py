@@ -107,6 +107,10 @@ def test_pyterriers_own_transformer_tests(tasb, make):
 def test_attributes_can_be_applied(tasb):
     other = pt.inspect.transformer_apply_attributes(tasb, batch_size=4)
     assert other.batch_size == 4 and other.encoder is tasb.encoder and tasb.batch_size == 32
+    elsewhere = pt.inspect.transformer_apply_attributes(tasb, device='meta')
+    assert elsewhere.encoder.device.type == elsewhere.device.type == 'meta' and tasb.encoder.device.type == 'cpu'
+    with pytest.raises(ValueError, match='other weights'):
+        pt.inspect.transformer_apply_attributes(tasb, model_name='another')
 
 
 def test_is_an_estimator_that_fits_results_in_a_pipeline(tasb, toy_results, toy_qrels, toy_topics):

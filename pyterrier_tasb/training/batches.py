@@ -51,7 +51,7 @@ class TrainingBatch:
 
     def describe(self) -> str:
         """The first queries, for messages."""
-        return f'next batch: queries {", ".join(self.qids[:3])}, …'
+        return f'queries {", ".join(self.qids[:3])}, …'
 
 
 @dataclass(frozen=True)

@@ -337,9 +337,9 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _describe(batch: Any) -> str:  # noqa: ANN401
+def _describe(batch: Any, what: str = '') -> str:  # noqa: ANN401
     describe = getattr(batch, 'describe', None)
-    return f' ({describe()})' if describe else ''
+    return f' ({what}{describe()})' if describe else ''
 
 
 def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool, *,
@@ -442,9 +442,9 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                            save_memory)
         trainer.remove_callback(PrinterCallback)
         if checkpoint:
+            then = _describe(batches[trainer.first_batch], 'next batch: ') if start < training.steps else ''
             pt.tqdm.write(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
-                          f'{training.learning_rate * training.rate_at(start):.3g}'
-                          f'{_describe(batches[trainer.first_batch]) if start < training.steps else ""}')
+                          f'{training.learning_rate * training.rate_at(start):.3g}{then}')
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.read_losses()

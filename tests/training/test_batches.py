@@ -57,7 +57,7 @@ def test_rows_name_the_tokens_of_the_plans_texts(plan, pairs, step):
     assert texts(batch.tokens, batch.pos) == [[2, 50 + j, 50 + j] for j in drawn.pos]
     assert texts(batch.tokens, batch.neg) == [[2, 50 + j, 50 + j] for j in drawn.neg]
     assert batch.qids == tuple(f'q{i}' for i in drawn.query)
-    assert batch.describe().startswith(f'next batch: queries q{drawn.query[0]}, q{drawn.query[1]}, ')
+    assert batch.describe().startswith(f'queries q{drawn.query[0]}, q{drawn.query[1]}, ')
 
 
 def test_a_passage_that_comes_twice_is_encoded_and_scored_once(plan, pairs):
