@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import tempfile
 import time
 import warnings
@@ -105,7 +104,7 @@ class Fit:
         self.report['dropped'] = examples.dropped
         if found and self._scores_needed and student.pairwise_teacher is not None:
             check_pairs(examples, student.pairwise_teacher, self.folder, self._teacher_name(), student.text_field)
-        self._check_size(examples.pairs)
+        self._check_usable(examples.pairs)
         return examples
 
     def _teacher_name(self) -> str:
@@ -134,7 +133,7 @@ class Fit:
         student = self.student
         if isinstance(pairs, ScoredPairs) and pairs.queries is not None:   # made from a text form: texts are with them
             self._claim({'pairs': pairs.fingerprint})
-            self._check_size(pairs)
+            self._check_usable(pairs)
             return Examples(pairs, pairs.queries, pairs.docs)
         if topics is None:
             raise ValueError('pairs= needs the queries\' texts: fit(topics, pairs=…), topics with qid and query')
@@ -145,7 +144,7 @@ class Fit:
                      'pairs': getattr(pairs, 'fingerprint', 'docpairs'), 'pairwise_teacher': self._teacher_name()})
         if not isinstance(pairs, ScoredPairs):
             pairs = self._docpairs(topics, pairs)
-        self._check_size(pairs)
+        self._check_usable(pairs)
         return Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
                         doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
 
@@ -161,20 +160,18 @@ class Fit:
             teacher = pt.apply.generic(lambda rows: rows.assign(query=_query_of(topics, rows['qid'])),
                                        required_columns=['qid']) \
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
-        pairs = ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
-        if self._scores_needed and not np.any(pairs.margin):
-            shutil.rmtree(path)
-            raise ValueError('the docpairs carry no margins: give pairwise_teacher=, or train without a teacher, '
-                             "Training(pairwise_loss='ranknet')")
-        return pairs
+        return ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
 
-    def _check_size(self, pairs: ScoredPairs) -> None:
+    def _check_usable(self, pairs: ScoredPairs) -> None:
         if pairs.n_queries < self.training.batch_size:
             raise ValueError(f'{pairs.n_queries} queries have training pairs, fewer than a batch of '
                              f'{self.training.batch_size}: give more queries, or Training(batch_size=…)')
         if self.training.clusters is not None and self.training.clusters > pairs.n_queries:
             raise ValueError(f'Training(clusters={self.training.clusters}) asks for more clusters than there are '
                              f'queries with pairs ({pairs.n_queries})')
+        if self._scores_needed and not np.any(pairs.margin):
+            raise ValueError(f'all {len(pairs):,} margins are 0, there is nothing to imitate: give pairwise_teacher=, '
+                             "or train without a teacher, Training(pairwise_loss='ranknet')")
 
     def validation_pool(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None) -> RerankingPool | None:
         """The pool that validation re-ranks; None when there is no validation."""

@@ -116,6 +116,7 @@ CASES = {
     'a NaN score': (_changed(score=np.nan), 'NaN or infinite'),
     'an infinite score': (_changed(score=np.inf), 'NaN or infinite'),
     'a score that is text': (_changed(score='high'), 'NaN or infinite'),
+    'scores that are all the same': (_changed(score=1.0), 'margins are 0'),
     'foreign qids': (lambda g: g.fit(g.results.assign(qid='x' + g.results['qid']), g.qrels),
                      'none of the 60 training queries has a positive'),
     'foreign docnos': (lambda g: g.fit(g.results.assign(docno='x' + g.results['docno']), g.qrels),

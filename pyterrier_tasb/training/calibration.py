@@ -22,7 +22,7 @@ class Margins:
     @classmethod
     def of(cls, values: np.ndarray) -> Margins:
         """Of float[N] margins."""
-        return cls(float(np.mean(values)), float(np.std(values)))
+        return cls(float(np.mean(values, dtype=float)), float(np.std(values, dtype=float)))
 
     def __str__(self) -> str:
         return f'{self.mean:.3g} ± {self.sd:.3g}'
@@ -110,7 +110,7 @@ def calibrate(batches: TrainingBatches, student: Callable[[TrainingBatch], np.nd
 def _factor(factor: float | str, student: np.ndarray, teacher: np.ndarray) -> float:
     if factor != 'auto':
         return float(factor)
-    student_sd, teacher_sd = float(np.std(student)), float(np.std(teacher))
+    student_sd, teacher_sd = float(np.std(student, dtype=float)), float(np.std(teacher, dtype=float))
     if student_sd < 1e-9 or teacher_sd < 1e-9:
         return 1.0   # a constant says nothing of scale
     return float(f'{student_sd / teacher_sd:.4g}')   # four digits: the record holds the very constant used
