@@ -57,14 +57,20 @@ def rank() -> int:
 
 
 @contextmanager
-def work_directory(path: str | os.PathLike | None) -> Iterator[Path]:
+def work_directory(path: str | os.PathLike | None, *, resume: bool = False) -> Iterator[Path]:
     """The directory of a run, locked; a temporary one where `path` is None.
 
     The processes of one distributed run share it, under the first one's lock.
 
+    Args:
+        path: The directory.
+        resume: Whether an earlier run is to be found there.
+
     Raises:
-        ValueError: Another process works there, or `path` is None and there are several processes.
+        ValueError: Another process works there, or `path` is None and there are several processes or an earlier run.
     """
+    if path is None and resume:
+        raise ValueError('resume=True needs the work_dir= of the call that it goes on with')
     if path is None and world_size() > 1:
         raise ValueError('several processes need work_dir=, a directory that all of them see')
     if path is None:

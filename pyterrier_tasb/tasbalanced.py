@@ -212,7 +212,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """
         from .fitting import Fit
         from .training.state import main_process_first
-        with work_directory(work_dir) as folder:
+        with work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
             with main_process_first(self.device):
                 pool = fit.validation_pool(topics_or_res_va, qrels_va)             # when to stop

@@ -123,6 +123,7 @@ CASES = {
                        'both a positive and a negative'),
     'only positives among the candidates': (lambda g: g.fit(g.results.merge(g.qrels[g.qrels['label'] > 0], on=[
         'qid', 'docno'])[g.results.columns], g.qrels), 'both a positive and a negative'),
+    'resuming without a directory': (lambda g: TasBalanced(g.model).fit(g.results, g.qrels, resume=True), 'work_dir='),
     # qrels
     'labels all 0': (_judged(label=0), 'no positive passage'),
     'labels below 0': (_judged(label=-1), 'no positive passage'),

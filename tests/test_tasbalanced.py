@@ -235,6 +235,15 @@ def test_same_seed_same_weights_other_seed_other_weights(tiny_bert_dir, toy_resu
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize('without_gradients', [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_may_train(tasb, tiny_bert_dir, toy_results, toy_qrels, without_gradients):
+    tasb.fit(toy_results, toy_qrels)
+    other = TasBalanced(tiny_bert_dir, training=FAST, amp='off')
+    with without_gradients():
+        other.fit(toy_results, toy_qrels)
+    assert weights_fingerprint(other.encoder) == weights_fingerprint(tasb.encoder)
+
+
 @pytest.mark.parametrize('again', ['the same object', 'another process'])
 def test_interrupted_and_resumed_equals_uninterrupted(tiny_bert_dir, toy_results, toy_qrels, tmp_path, monkeypatch,
                                                      again):

@@ -214,6 +214,7 @@ class Encoder(torch.nn.Module):
             self._chosen[key] = choice
         return self._chosen[key]
 
+    @torch.inference_mode(False)   # gradients are compared as well, whoever asks first
     def _checked(self) -> _Choice:
         """Packed, with the kernels for this device whose states agree with the padded ones; sorted without any."""
         if self.model.config._attn_implementation != attention.NAME:

@@ -435,7 +435,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         checkpoints.begin(module, output_dir, resume=resume)
     start = checkpoints.number(checkpoint) if checkpoint else 0
     progress = _Progress(desc)
-    with untouched_global_state(), _quiet():
+    # also where the caller wants no gradients, as who encodes and trains in one block does
+    with untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
                            [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,

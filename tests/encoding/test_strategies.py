@@ -164,6 +164,15 @@ def test_the_check_can_be_made_while_nothing_is_differentiated(name, amp):
         assert frozen.strategy == 'packed'
 
 
+@pytest.mark.parametrize('nothing', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('name', PACKABLE)
+def test_the_check_finds_the_same_whoever_asks_first(name, nothing):
+    asked, other = encoder(name, 'auto'), encoder(name, 'auto')
+    with nothing():
+        found = asked._choice()
+    assert found == other._choice()
+
+
 def test_weights_that_are_no_numbers_do_not_pass_for_equal():
     nan = torch.full((3, 2), torch.nan)
     assert parity.difference(lambda: nan, lambda: nan) == float('inf')
