@@ -96,6 +96,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.device = device_of(device)
         self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                     device=self.device, amp=amp)
+        self.encoder.check_pooling()
         self.amp = amp
         self._encoding = self._view_for_encoding()
         self.query_max_length = self.encoder.query_max_length

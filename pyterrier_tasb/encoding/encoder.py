@@ -243,6 +243,23 @@ class Encoder(torch.nn.Module):
             return _Choice('packed', agreeing, firsts=self.pooling == 'cls' and attention.give_firsts(self.model)
                            and all(map(agrees_on_firsts, agreeing)))
 
+    @torch.no_grad()
+    def check_pooling(self) -> None:
+        """Whether the token that is taken for a vector has seen the text: the first one of a causal model has not.
+
+        Raises:
+            ValueError: All vectors would be equal.
+        """
+        if self.pooling != 'cls':
+            return
+        first, *rest = parity.probe(self.model.config, self.max_positions).ids[-9:].tolist()
+        with parity.evaluating(self.model):
+            one, other = self._padded(Tokens.from_lists([[first, *rest[:4]], [first, *rest[4:]]]))[[0, 5]]
+        if torch.allclose(one, other, rtol=1e-6, atol=1e-6):
+            raise ValueError(f'the first token of {type(self.model).__name__} sees nothing of the text, so that all '
+                             'vectors would be equal (is the model causal, a decoder?): give an encoder, or a '
+                             'sentence-transformers directory with mean pooling')
+
     @property
     def _firsts(self) -> bool:
         """Whether the last layer is computed for first tokens only, which are the vectors."""

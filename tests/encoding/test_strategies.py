@@ -8,9 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny_encoders import PACKABLE, encoder, ragged
+import transformers as tf
+from tiny_encoders import CONFIGS, PACKABLE, encoder, ragged
 
-from pyterrier_tasb.encoding import Tokens, attention, kernels, parity
+from pyterrier_tasb import TasBalanced
+from pyterrier_tasb.encoding import Encoder, Tokens, attention, kernels, parity
 from pyterrier_tasb.encoding import encoder as encoder_module
 from pyterrier_tasb.encoding.batching import by_budget, near_equal
 from pyterrier_tasb.encoding.kernels import KERNELS, Packing
@@ -171,6 +173,22 @@ def test_the_check_finds_the_same_whoever_asks_first(name, nothing):
     with nothing():
         found = asked._choice()
     assert found == other._choice()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_an_encoders_first_token_sees_the_text(name):
+    encoder(name, 'auto').check_pooling()
+
+
+def test_a_causal_models_first_token_is_no_vector(tmp_path, tiny_bert_dir):
+    with torch.random.fork_rng([]):
+        model = tf.GPT2Model(tf.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, bos_token_id=2,
+                                           eos_token_id=3))
+    model.save_pretrained(tmp_path)
+    tf.AutoTokenizer.from_pretrained(tiny_bert_dir).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='first token of GPT2Model sees nothing of the text'):
+        TasBalanced(tmp_path)
+    Encoder.load(tmp_path, pooling='mean').check_pooling()
 
 
 def test_weights_that_are_no_numbers_do_not_pass_for_equal():
