@@ -18,7 +18,7 @@ import torch
 from . import retrieval
 from ._files import differences
 from ._locks import work_directory
-from .encoding import Encoder, Tokens, TokenStore
+from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.precision import device_of, has_bf16
 from .pairs import ScoredPairs
 from .pairs.checks import check_texts
@@ -101,7 +101,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self._encoding = self._view_for_encoding()
         self.query_max_length = self.encoder.query_max_length
         self.doc_max_length = self.encoder.doc_max_length
-        self.record: dict[str, Any] | None = None
+        # how the weights were trained: by `fit`, or before they were saved
+        self.record: dict[str, Any] | None = model_directory.training_record(self.encoder.directory)
         self._learning_in: int | None = None   # the thread that is training the weights
         # work_dir of an interrupted fit, name and weights before it
         self._unfinished: tuple[str, str, str] | None = None
@@ -264,7 +265,6 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         Raises:
             ValueError: `path` exists and `overwrite` is False.
         """
-        from .encoding import model_directory
         from .modelcard import model_card
         model_directory.save(self.encoder, path, overwrite=overwrite, settings={'scale': self.training.scale},
                              extra_files={'README.md': model_card(self), **self._record_file()})
@@ -289,7 +289,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def _record_file(self) -> dict[str, str]:
         import json
-        return {'training_record.json': json.dumps(self.record, indent=1)} if self.record else {}
+        return {model_directory.RECORD: json.dumps(self.record, indent=1)} if self.record else {}
 
     # ---- retrieval ---------------------------------------------------------------------------------------------
 

@@ -438,6 +438,19 @@ def test_saved_and_loaded_vectors_are_equal_in_five_loaders(tasb, toy_results, t
         tasb.save(path)
 
 
+def test_how_it_was_trained_is_known_after_loading_and_saving_again(tasb, toy_results, toy_qrels, tmp_path):
+    assert tasb.record is None
+    tasb.fit(toy_results, toy_qrels, toy_results, toy_qrels).save(tmp_path / 'model')
+    loaded = TasBalanced(tmp_path / 'model')
+    assert loaded.record == tasb.record and loaded.copy().record == tasb.record
+    loaded.save(tmp_path / 'again')
+    assert TasBalanced(tmp_path / 'again').record == tasb.record
+    assert 'trained with TAS-Balanced sampling' in (tmp_path / 'again' / 'README.md').read_text()
+    for content in '{"steps": 3}', '[]', 'x':   # of another tool
+        (tmp_path / 'again' / 'training_record.json').write_text(content)
+        assert TasBalanced(tmp_path / 'again').record is None
+
+
 def test_push_to_hub_passes_through(tasb, monkeypatch, tmp_path):
     """The hub is out of reach of tests: only what is handed to its client is looked at."""
     asked = {}

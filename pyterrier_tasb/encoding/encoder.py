@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,6 +89,7 @@ class Encoder(torch.nn.Module):
         self.model, self.tokenizer = model, tokenizer
         self.pooling, self.normalize, self.amp = pooling, bool(normalize), amp
         self.settings = dict(settings or {})
+        self.directory: Path | None = None   # what it was loaded from
         self.query_max_length = self._length('query_max_length', query_max_length)
         self.doc_max_length = self._length('doc_max_length', doc_max_length)
         autocast_dtype(amp, self.device)
@@ -132,6 +134,7 @@ class Encoder(torch.nn.Module):
                  'doc_max_length': doc_max_length}
         options = {**parts.options, **{name: value for name, value in given.items() if value is not None}}
         encoder = cls(parts.model, parts.tokenizer, strategy=strategy, amp=amp, settings=parts.settings, **options)
+        encoder.directory = parts.path
         return encoder.to(device or ('cuda' if torch.cuda.is_available() else 'cpu')).eval()
 
     def view(self, *, query_max_length: int | None = None, doc_max_length: int | None = None,

@@ -24,6 +24,9 @@ from .._files import atomic_dir, read_json, write_json
 if TYPE_CHECKING:
     from .encoder import Encoder
 
+RECORD = 'training_record.json'
+_RECORDED = ('base_model', 'training', 'calibration', 'pairs', 'clusters', 'steps', 'best_step', 'history', 'seconds',
+             'hardware', 'versions')
 _LENGTHS = {'query_max_length': 30, 'doc_max_length': 200}   # Hofstätter et al. 2021
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json', 'sentencepiece.bpe.model', 'spiece.model',
                     'tokenizer.model')
@@ -33,7 +36,7 @@ _MODEL_FILES = ('config*.json', 'model.*', 'model-*', 'pytorch_model*', 'tokeniz
                 'merges.txt', '*.bpe.model', 'spiece.model', 'special_tokens_map.json', 'added_tokens.json',
                 'chat_template*', 'modules.json', 'sentence_*_config.json', 'generation_config.json', 'modeling_*.py',
                 'configuration_*.py', 'README.md', 'LICENSE*', '.gitattributes', 'artifact.metadata', 'tasb.json',
-                'training_record.json')
+                RECORD)
 _MODEL_FOLDERS = ('[0-9]_[A-Z]*', 'onnx', 'openvino', '.cache')
 _HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
 _POOLING_FLAGS = {'pooling_mode_cls_token': 'cls', 'pooling_mode_mean_tokens': 'mean',
@@ -46,11 +49,13 @@ class Parts:
     """What a directory holds.
 
     Args:
+        path: The directory, on this machine.
         model: The encoder.
         tokenizer: Its tokenizer.
         options: `pooling`, `normalize`, `query_max_length` and `doc_max_length` of an `Encoder`.
         settings: What else `save` was given.
     """
+    path: Path
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     options: dict[str, Any]
@@ -72,7 +77,15 @@ def load(name_or_path: str | os.PathLike, *, trust_remote_code: bool = False) ->
     most = min(_sentence_length(inner), tokenizer.model_max_length)
     options = {'pooling': pooling, 'normalize': normalize,
                **{name: settings.pop(name, min(length, most)) for name, length in _LENGTHS.items()}}
-    return Parts(model, tokenizer, options, settings)
+    return Parts(path, model, tokenizer, options, settings)
+
+
+def training_record(path: Path) -> dict[str, Any] | None:
+    """How the model was trained, if `TasBalanced.save` wrote that beside it."""
+    try:
+        return read_json(path / RECORD, needs=_RECORDED)
+    except (OSError, ValueError):   # there is none, or another's
+        return None
 
 
 def _directory(name_or_path: str | os.PathLike) -> Path:
