@@ -61,7 +61,6 @@ class CachedScorer(pt.Transformer):
 
     def __init__(self, scorer: pt.Transformer, path: Path) -> None:
         self.scorer, self.path, self.verified = scorer, path, not path.exists()
-        self._cache: pt.Transformer | None = None
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """What the scorer makes of `inp`, computed or found; rows that it does not score are left out."""
@@ -96,9 +95,9 @@ class CachedScorer(pt.Transformer):
                 with atomic_dir(self.path) as part:
                     part.rmdir()
                     ScorerCache(str(part)).close()
-            if self._cache is None:
-                self._cache = ScorerCache(str(self.path), _AllRows(FiniteScores(self.scorer)))
-            return self._cache(inp)
+            # open no longer than this call, whose thread alone may use it
+            with ScorerCache(str(self.path), _AllRows(FiniteScores(self.scorer))) as cache:
+                return cache(inp)
         except sqlite3.OperationalError:   # the disk, or another process
             raise
         except sqlite3.DatabaseError as error:

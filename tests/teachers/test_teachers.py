@@ -1,4 +1,7 @@
 """Teachers made of scorers: weighted sums, scorers of whole batches, scorers behind a cache, and what binds them."""
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pyterrier as pt
@@ -172,6 +175,15 @@ def test_a_second_run_does_not_ask_the_scorer_again(frame, tmp_path):
     merged = first.merge(again, on=['qid', 'docno'])
     assert len(merged) == len(frame) and (merged['score_x'] == merged['score_y']).all()
     assert (first['score'] == [length(q, t) for q, t in zip(first['query'], first['text'])]).all()
+
+
+def test_one_cache_serves_threads_and_is_closed_between_calls(frame, tmp_path):
+    scorer = CachedScorer(lengths(), tmp_path / 'cache')
+    expected = scorer(frame)['score'].tolist()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(scorer, frame).result()['score'].tolist() == expected
+    files = {os.path.realpath(f'/proc/self/fd/{name}') for name in os.listdir('/proc/self/fd')}
+    assert not [file for file in files if file.startswith(str(tmp_path))]
 
 
 def test_another_scorer_of_the_same_name_is_noticed(frame, tmp_path):
