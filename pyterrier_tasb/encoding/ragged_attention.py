@@ -29,8 +29,13 @@ def _drops(share: float) -> tuple[int, float]:
 
 def _results(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Room for outputs [N, H, d], the sums of their softmaxes [N, H], and the seed of what is dropped."""
-    return (torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32),
+    return (query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32),
             query.new_empty((1,), dtype=torch.int32))
+
+
+def _empty(*like: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Room of the same shapes, contiguous."""
+    return tuple(x.new_empty(x.shape) for x in like)
 
 
 def _drawn(share: float, seed: torch.Tensor) -> torch.Tensor:
@@ -38,39 +43,75 @@ def _drawn(share: float, seed: torch.Tensor) -> torch.Tensor:
     return seed.random_(2**31 - 1) if share else seed.zero_()
 
 
-@torch.library.custom_op('pyterrier_tasb::attention', mutates_args=())
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int,
-               share: float, scale: float, reach: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+def _alike(*of_tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Themselves where heads lie one after the other and tokens equally far apart; else copies for which that is so."""
+    heads, dim = of_tokens[0].shape[1:]
+    if all(x.stride() == (of_tokens[0].stride(0), dim, 1) for x in of_tokens) and of_tokens[0].stride(0) >= heads * dim:
+        return of_tokens
+    return tuple(x.contiguous() for x in of_tokens)
+
+
+def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int,
+             share: float, scale: float, reach: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = _alike(query, key, value)
     tokens, heads, dim = query.shape
     out, norms, seed = _results(query)
     grid = len(bounds), triton.cdiv(longest, BLOCK), heads
     kernels.forward[grid](query, key, value, out, norms, bounds, _drawn(share, seed), len(bounds) - 1, tokens, heads,
-                          scale * _LOG2_E, reach, *_drops(share), **_sizes(dim, share))
+                          query.stride(0), scale * _LOG2_E, reach, *_drops(share), **_sizes(dim, share))
     return out, norms, seed
+
+
+def _backward(found: tuple[torch.Tensor, ...], grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor,
+              value: torch.Tensor, out: torch.Tensor, norms: torch.Tensor, seed: torch.Tensor, bounds: torch.Tensor,
+              longest: int, share: float, scale: float, reach: int) -> None:
+    """Fills `found`, which are alike."""
+    query, key, value = _alike(query, key, value)
+    tokens, heads, dim = query.shape
+    grid = len(bounds), triton.cdiv(longest, BLOCK), heads
+    kernels.backward[grid](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed, len(bounds) - 1,
+                           tokens, heads, query.stride(0), found[0].stride(0), scale * _LOG2_E, reach, *_drops(share),
+                           scale, **_sizes(dim, share))
+
+
+@torch.library.custom_op('pyterrier_tasb::attention', mutates_args=())
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, longest: int,
+               share: float, scale: float, reach: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _forward(query, key, value, bounds, longest, share, scale, reach)
 
 
 @torch.library.custom_op('pyterrier_tasb::attention_backward', mutates_args=())
 def _attention_backward(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                         out: torch.Tensor, norms: torch.Tensor, seed: torch.Tensor, bounds: torch.Tensor, longest: int,
                         share: float, scale: float, reach: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    tokens, heads, dim = query.shape
-    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    grid = len(bounds), triton.cdiv(longest, BLOCK), heads
-    kernels.backward[grid](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed, len(bounds) - 1,
-                           tokens, heads, scale * _LOG2_E, reach, *_drops(share), scale, **_sizes(dim, share))
+    found = _empty(query, key, value)
+    _backward(found, grad, query, key, value, out, norms, seed, bounds, longest, share, scale, reach)
+    return found
+
+
+@torch.library.custom_op('pyterrier_tasb::joint_attention', mutates_args=())
+def _joint_attention(joint: torch.Tensor, bounds: torch.Tensor, longest: int, share: float, scale: float,
+                     reach: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _forward(*joint.unbind(1), bounds, longest, share, scale, reach)
+
+
+@torch.library.custom_op('pyterrier_tasb::joint_attention_backward', mutates_args=())
+def _joint_attention_backward(grad: torch.Tensor, joint: torch.Tensor, out: torch.Tensor, norms: torch.Tensor,
+                              seed: torch.Tensor, bounds: torch.Tensor, longest: int, share: float, scale: float,
+                              reach: int) -> torch.Tensor:
+    found, = _empty(joint)
+    _backward(found.unbind(1), grad, *joint.unbind(1), out, norms, seed, bounds, longest, share, scale, reach)
     return found
 
 
 @torch.library.custom_op('pyterrier_tasb::first_attention', mutates_args=())
 def _first_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, share: float,
                      scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    query, (key, value) = query.contiguous(), _alike(key, value)
     texts, heads, dim = query.shape
     out, norms, seed = _results(query)
     kernels.first_forward[texts, heads](query, key, value, out, norms, bounds, _drawn(share, seed), heads,
-                                        scale * _LOG2_E, *_drops(share), **_sizes(dim, share))
+                                        key.stride(0), scale * _LOG2_E, *_drops(share), **_sizes(dim, share))
     return out, norms, seed
 
 
@@ -79,12 +120,12 @@ def _first_attention_backward(
         grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor,
         norms: torch.Tensor, seed: torch.Tensor, bounds: torch.Tensor, share: float,
         scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    query, (key, value) = query.contiguous(), _alike(key, value)
     texts, heads, dim = query.shape
-    found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    found = _empty(query, key, value)
     kernels.first_backward[texts + 1, heads](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed,
-                                             texts, len(key), heads, scale * _LOG2_E, *_drops(share), scale,
-                                             **_sizes(dim, share))
+                                             texts, len(key), heads, key.stride(0), scale * _LOG2_E, *_drops(share),
+                                             scale, **_sizes(dim, share))
     return found
 
 
@@ -102,22 +143,35 @@ def _(query: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
 @_first_attention_backward.register_fake
 def _(grad: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
       *rest: Any) -> tuple[torch.Tensor, ...]:
-    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    return _empty(query, key, value)
+
+
+@_joint_attention.register_fake
+def _(joint: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    return _results(joint[:, 0])
+
+
+@_joint_attention_backward.register_fake
+def _(grad: torch.Tensor, joint: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return _empty(joint)[0]
 
 
 def _keep(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401
-    *qkv, bounds = inputs[:4]
-    ctx.save_for_backward(*qkv, *output, bounds)
-    ctx.options = inputs[4:]
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    *attended, bounds = tensors
+    ctx.save_for_backward(*attended, *output, bounds)
+    ctx.options = inputs[len(tensors):]
 
 
 def _gradients(backward: Any) -> Any:  # noqa: ANN401
     def gradients(ctx: Any, grad: torch.Tensor, *unused: Any) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
-        return (*backward(grad, *ctx.saved_tensors, *ctx.options), None, *(None for _ in ctx.options))
+        found = backward(grad, *ctx.saved_tensors, *ctx.options)
+        return (*([found] if isinstance(found, torch.Tensor) else found), None, *(None for _ in ctx.options))
     return gradients
 
 
 _attention.register_autograd(_gradients(_attention_backward), setup_context=_keep)
+_joint_attention.register_autograd(_gradients(_joint_attention_backward), setup_context=_keep)
 _first_attention.register_autograd(_gradients(_first_attention_backward), setup_context=_keep)
 
 
@@ -145,6 +199,25 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bound
     """
     return _attention(query, key, value, bounds, longest, float(share), _scale(query, scale),
                       _FAR if reach is None else reach)[0]
+
+
+def joint_attention(joint: torch.Tensor, bounds: torch.Tensor, longest: int, *, share: float = 0.0,
+                    scale: float | None = None, reach: int | None = None) -> torch.Tensor:
+    """:func:`attention` of queries, keys and values that lie side by side, and so do their gradients.
+
+    Args:
+        joint: [T, 3, H, d], queries, keys and values, in half precision.
+        bounds: As for :func:`attention`.
+        longest: As for :func:`attention`.
+        share: As for :func:`attention`.
+        scale: As for :func:`attention`.
+        reach: As for :func:`attention`.
+
+    Returns:
+        [T, H, d], zero for tokens in no text.
+    """
+    return _joint_attention(joint, bounds, longest, float(share), _scale(joint, scale),
+                            _FAR if reach is None else reach)[0]
 
 
 def of_firsts(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds: torch.Tensor, *, share: float = 0.0,

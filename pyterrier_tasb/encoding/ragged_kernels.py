@@ -48,34 +48,34 @@ def _within(first, last, begin, reach, BLOCK: tl.constexpr):  # noqa: ANN001, AN
 
 
 @triton.jit
-def _tile(tensor, rows, last, head, heads, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
-    """[rows, DIM] of one head; zeros where the text has ended."""
-    at = (rows.to(tl.int64)[:, None] * heads + head) * DIM + tl.arange(0, DIM)[None, :]
+def _tile(tensor, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
+    """[rows, DIM] of one head, rows `stride` apart; zeros where the text has ended."""
+    at = rows.to(tl.int64)[:, None] * stride + head * DIM + tl.arange(0, DIM)[None, :]
     return tl.load(tensor + at, mask=rows[:, None] < last, other=0.0)
 
 
 @triton.jit
-def _store(tensor, values, rows, last, head, heads, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
-    at = (rows.to(tl.int64)[:, None] * heads + head) * DIM + tl.arange(0, DIM)[None, :]
+def _store(tensor, values, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
+    at = rows.to(tl.int64)[:, None] * stride + head * DIM + tl.arange(0, DIM)[None, :]
     tl.store(tensor + at, values.to(tensor.dtype.element_ty), mask=rows[:, None] < last)
 
 
 @triton.jit
-def _clear(tensor, begin, stride, tokens, head, heads, DIM: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _clear(tensor, begin, step, tokens, head, stride, DIM: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202, N803
     """Zeros behind the last text, from `begin` on: what is in none attends to nothing."""
-    for start in range(begin, tokens, stride):
-        _store(tensor, tl.zeros([BLOCK, DIM], tl.float32), start + tl.arange(0, BLOCK), tokens, head, heads, DIM)
+    for start in range(begin, tokens, step):
+        _store(tensor, tl.zeros([BLOCK, DIM], tl.float32), start + tl.arange(0, BLOCK), tokens, head, stride, DIM)
 
 
 @triton.jit
-def _delta(out, grad, rows, last, head, heads, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _delta(out, grad, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
     """[rows], the sums of outputs times gradients."""
-    o, g = _tile(out, rows, last, head, heads, DIM), _tile(grad, rows, last, head, heads, DIM)
+    o, g = _tile(out, rows, last, head, stride, DIM), _tile(grad, rows, last, head, stride, DIM)
     return tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)
 
 
 @triton.jit
-def forward(query, key, value, out, norms, bounds, seeds, texts, tokens, heads, scale, reach,  # noqa: ANN001, ANN201
+def forward(query, key, value, out, norms, bounds, seeds, texts, tokens, heads, stride, scale, reach,  # noqa: ANN001, ANN201
             dropped, undropped,  # noqa: ANN001
             DIM: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr):  # noqa: N803
     """Outputs of all tokens, and the logarithms of their softmaxes' sums; a program for (text, block, head)."""
@@ -83,20 +83,20 @@ def forward(query, key, value, out, norms, bounds, seeds, texts, tokens, heads, 
     first, steps = tl.load(bounds + text), tl.arange(0, BLOCK)
     begin = first + block * BLOCK
     if text == texts:
-        _clear(out, begin, tl.num_programs(1) * BLOCK, tokens, head, heads, DIM, BLOCK)
+        _clear(out, begin, tl.num_programs(1) * BLOCK, tokens, head, heads * DIM, DIM, BLOCK)
     else:
         last = tl.load(bounds + text + 1)
         if begin < last:
             seed, rows = tl.load(seeds), begin + steps
-            q = _tile(query, rows, last, head, heads, DIM)
+            q = _tile(query, rows, last, head, stride, DIM)
             highest = tl.full([BLOCK], -1e30, tl.float32)
             total = tl.zeros([BLOCK], tl.float32)
             found = tl.zeros([BLOCK, DIM], tl.float32)
             low, high = _within(first, last, begin, reach, BLOCK)
             for start in range(low, high, BLOCK):
                 cols = start + steps
-                k = _tile(key, cols, last, head, heads, DIM)
-                v = _tile(value, cols, last, head, heads, DIM)
+                k = _tile(key, cols, last, head, stride, DIM)
+                v = _tile(value, cols, last, head, stride, DIM)
                 s = _similarity(q, tl.trans(k), rows[:, None], cols[None, :], last, scale, reach)
                 now = tl.maximum(highest, tl.max(s, 1))
                 p, before = tl.exp2(s - now[:, None]), tl.exp2(highest - now)
@@ -105,32 +105,32 @@ def forward(query, key, value, out, norms, bounds, seeds, texts, tokens, heads, 
                     p = tl.where(_kept(seed, rows[:, None], cols[None, :], head, heads, dropped), p, 0.0)
                 found = found * before[:, None] + tl.dot(p.to(v.dtype), v)
                 highest = now
-            _store(out, found * (undropped / total)[:, None], rows, last, head, heads, DIM)
+            _store(out, found * (undropped / total)[:, None], rows, last, head, heads * DIM, DIM)
             tl.store(norms + rows * heads + head, highest + tl.log2(total), mask=rows < last)
 
 
 @triton.jit
 def backward(query, key, value, out, grad, norms, of_query, of_key, of_value, bounds, seeds,  # noqa: ANN001, ANN201
-             texts, tokens, heads, scale, reach, dropped, undropped, factor,  # noqa: ANN001
+             texts, tokens, heads, stride, stride_found, scale, reach, dropped, undropped, factor,  # noqa: ANN001
              DIM: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr):  # noqa: N803
     """Gradients of all tokens' queries, keys and values; a program for (text, block, head)."""
     text, block, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first, steps = tl.load(bounds + text), tl.arange(0, BLOCK)
     begin = first + block * BLOCK
     if text == texts:
-        stride = tl.num_programs(1) * BLOCK
-        _clear(of_query, begin, stride, tokens, head, heads, DIM, BLOCK)
-        _clear(of_key, begin, stride, tokens, head, heads, DIM, BLOCK)
-        _clear(of_value, begin, stride, tokens, head, heads, DIM, BLOCK)
+        step = tl.num_programs(1) * BLOCK
+        _clear(of_query, begin, step, tokens, head, stride_found, DIM, BLOCK)
+        _clear(of_key, begin, step, tokens, head, stride_found, DIM, BLOCK)
+        _clear(of_value, begin, step, tokens, head, stride_found, DIM, BLOCK)
     else:
         last = tl.load(bounds + text + 1)
         if begin < last:
             seed, mine = tl.load(seeds), begin + steps
-            q = _tile(query, mine, last, head, heads, DIM)
-            k = _tile(key, mine, last, head, heads, DIM)
-            v = _tile(value, mine, last, head, heads, DIM)
-            g = _tile(grad, mine, last, head, heads, DIM)
-            delta = _delta(out, grad, mine, last, head, heads, DIM)
+            q = _tile(query, mine, last, head, stride, DIM)
+            k = _tile(key, mine, last, head, stride, DIM)
+            v = _tile(value, mine, last, head, stride, DIM)
+            g = _tile(grad, mine, last, head, heads * DIM, DIM)
+            delta = _delta(out, grad, mine, last, head, heads * DIM, DIM)
             norm = tl.load(norms + mine * heads + head, mask=mine < last, other=0.0)
             found_query = tl.zeros([BLOCK, DIM], tl.float32)
             found_key = tl.zeros([BLOCK, DIM], tl.float32)
@@ -139,8 +139,8 @@ def backward(query, key, value, out, grad, norms, of_query, of_key, of_value, bo
             for start in range(low, high, BLOCK):
                 others = start + steps
                 # my queries, the other tokens' keys
-                k2 = _tile(key, others, last, head, heads, DIM)
-                v2 = _tile(value, others, last, head, heads, DIM)
+                k2 = _tile(key, others, last, head, stride, DIM)
+                v2 = _tile(value, others, last, head, stride, DIM)
                 s = _similarity(q, tl.trans(k2), mine[:, None], others[None, :], last, scale, reach)
                 p, of_p = tl.exp2(s - norm[:, None]), tl.dot(g, tl.trans(v2))
                 if DROP:
@@ -148,9 +148,9 @@ def backward(query, key, value, out, grad, norms, of_query, of_key, of_value, bo
                     of_p = tl.where(kept, of_p * undropped, 0.0)
                 found_query += tl.dot((p * (of_p - delta[:, None])).to(k2.dtype), k2)
                 # my keys, the other tokens' queries: one that is not there has no gradient, and so gives none
-                q2 = _tile(query, others, last, head, heads, DIM)
-                g2 = _tile(grad, others, last, head, heads, DIM)
-                delta2 = _delta(out, grad, others, last, head, heads, DIM)
+                q2 = _tile(query, others, last, head, stride, DIM)
+                g2 = _tile(grad, others, last, head, heads * DIM, DIM)
+                delta2 = _delta(out, grad, others, last, head, heads * DIM, DIM)
                 norm2 = tl.load(norms + others * heads + head, mask=others < last, other=0.0)
                 s = _similarity(k, tl.trans(q2), mine[:, None], others[None, :], last, scale, reach)
                 p, of_p = tl.exp2(s - norm2[None, :]), tl.dot(v, tl.trans(g2))
@@ -161,13 +161,14 @@ def backward(query, key, value, out, grad, norms, of_query, of_key, of_value, bo
                     of_p = tl.where(kept, of_p * undropped, 0.0)
                 found_value += tl.dot(kept_p.to(g2.dtype), g2)
                 found_key += tl.dot((p * (of_p - delta2[None, :])).to(q2.dtype), q2)
-            _store(of_query, found_query * factor, mine, last, head, heads, DIM)
-            _store(of_key, found_key * factor, mine, last, head, heads, DIM)
-            _store(of_value, found_value, mine, last, head, heads, DIM)
+            _store(of_query, found_query * factor, mine, last, head, stride_found, DIM)
+            _store(of_key, found_key * factor, mine, last, head, stride_found, DIM)
+            _store(of_value, found_value, mine, last, head, stride_found, DIM)
 
 
 @triton.jit
-def first_forward(query, key, value, out, norms, bounds, seeds, heads, scale, dropped, undropped,  # noqa: ANN001, ANN201
+def first_forward(query, key, value, out, norms, bounds, seeds, heads, stride, scale,  # noqa: ANN001, ANN201
+                  dropped, undropped,  # noqa: ANN001
                   DIM: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr):  # noqa: N803
     """Outputs of first tokens, and the logarithms of their softmaxes' sums; a program for (text, head)."""
     text, head = tl.program_id(0), tl.program_id(1)
@@ -178,14 +179,14 @@ def first_forward(query, key, value, out, norms, bounds, seeds, heads, scale, dr
     found = tl.zeros([DIM], tl.float32)
     for start in range(first, last, BLOCK):
         rows = start + steps
-        s = tl.sum(_tile(key, rows, last, head, heads, DIM).to(tl.float32) * q[None, :], 1)
+        s = tl.sum(_tile(key, rows, last, head, stride, DIM).to(tl.float32) * q[None, :], 1)
         s = tl.where(rows < last, s, -1e30)
         now = tl.maximum(highest, tl.max(s, 0))
         p, before = tl.exp2(s - now), tl.exp2(highest - now)
         total = total * before + tl.sum(p, 0)
         if DROP:
             p = tl.where(_kept(seed, text, rows, head, heads, dropped), p, 0.0)
-        found = found * before + tl.sum(_tile(value, rows, last, head, heads, DIM).to(tl.float32) * p[:, None], 0)
+        found = found * before + tl.sum(_tile(value, rows, last, head, stride, DIM).to(tl.float32) * p[:, None], 0)
         highest = now
     total = tl.where(first < last, total, 1.0)   # an empty text
     tl.store(out + at, (found * (undropped / total)).to(out.dtype.element_ty))
@@ -194,14 +195,14 @@ def first_forward(query, key, value, out, norms, bounds, seeds, heads, scale, dr
 
 @triton.jit
 def first_backward(query, key, value, out, grad, norms, of_query, of_key, of_value, bounds, seeds,  # noqa: ANN001, ANN201
-                   texts, tokens, heads, scale, dropped, undropped, factor,  # noqa: ANN001
+                   texts, tokens, heads, stride, scale, dropped, undropped, factor,  # noqa: ANN001
                    DIM: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr):  # noqa: N803
     """Gradients of first tokens' queries and of all keys and values; a program for (text, head)."""
     text, head = tl.program_id(0), tl.program_id(1)
     first, steps = tl.load(bounds + text), tl.arange(0, BLOCK)
     if text == texts:
-        _clear(of_key, first, BLOCK, tokens, head, heads, DIM, BLOCK)
-        _clear(of_value, first, BLOCK, tokens, head, heads, DIM, BLOCK)
+        _clear(of_key, first, BLOCK, tokens, head, heads * DIM, DIM, BLOCK)
+        _clear(of_value, first, BLOCK, tokens, head, heads * DIM, DIM, BLOCK)
     else:
         last, seed = tl.load(bounds + text + 1), tl.load(seeds)
         at = (text.to(tl.int64) * heads + head) * DIM + tl.arange(0, DIM)
@@ -211,9 +212,9 @@ def first_backward(query, key, value, out, grad, norms, of_query, of_key, of_val
         found = tl.zeros([DIM], tl.float32)
         for start in range(first, last, BLOCK):
             rows = start + steps
-            k = _tile(key, rows, last, head, heads, DIM).to(tl.float32)
+            k = _tile(key, rows, last, head, stride, DIM).to(tl.float32)
             p = tl.exp2(tl.sum(k * q[None, :], 1) * scale - norm)
-            of_p = tl.sum(_tile(value, rows, last, head, heads, DIM).to(tl.float32) * g[None, :], 1)
+            of_p = tl.sum(_tile(value, rows, last, head, stride, DIM).to(tl.float32) * g[None, :], 1)
             kept_p = p
             if DROP:
                 kept = _kept(seed, text, rows, head, heads, dropped)
@@ -221,6 +222,6 @@ def first_backward(query, key, value, out, grad, norms, of_query, of_key, of_val
                 of_p = tl.where(kept, of_p * undropped, 0.0)
             of_s = tl.where(rows < last, p * (of_p - delta) * factor, 0.0)
             found += tl.sum(of_s[:, None] * k, 0)
-            _store(of_key, of_s[:, None] * q[None, :], rows, last, head, heads, DIM)
-            _store(of_value, kept_p[:, None] * g[None, :], rows, last, head, heads, DIM)
+            _store(of_key, of_s[:, None] * q[None, :], rows, last, head, heads * DIM, DIM)
+            _store(of_value, kept_p[:, None] * g[None, :], rows, last, head, heads * DIM, DIM)
         tl.store(of_query + at, found.to(of_query.dtype.element_ty))

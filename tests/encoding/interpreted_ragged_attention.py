@@ -38,6 +38,32 @@ def test_outputs_and_gradients_are_those_of_plain_attention(dim, scale, reach):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('reach', [None, 14])
+def test_side_by_side_is_what_apart_is(reach):
+    *qkv, weight = inputs()
+    joint = torch.stack(qkv, 1).detach().requires_grad_()
+    torch.manual_seed(1)
+    expected = ragged_attention.attention(*qkv, BOUNDS, max(LENGTHS), share=.3, reach=reach)
+    torch.manual_seed(1)
+    found = ragged_attention.joint_attention(joint, BOUNDS, max(LENGTHS), share=.3, reach=reach)
+    torch.manual_seed(1)   # what lies apart but in one tensor is not copied
+    strided = ragged_attention.attention(*joint.unbind(1), BOUNDS, max(LENGTHS), share=.3, reach=reach)
+    assert torch.equal(found, expected) and torch.equal(strided, expected)
+    gradients = torch.stack(torch.autograd.grad((expected * weight).sum(), qkv, retain_graph=True), 1)
+    for out in (found, strided):
+        assert torch.equal(*torch.autograd.grad((out * weight).sum(), joint, retain_graph=True), gradients)
+
+
+def test_keys_and_values_of_first_tokens_may_lie_side_by_side():
+    *qkv, weight = inputs()
+    q, joint = qkv[0], torch.stack(qkv[1:], 1).detach().requires_grad_()
+    expected, found = of_firsts(qkv, .3), of_firsts((q, *joint.unbind(1)), .3)
+    assert torch.equal(found, expected)
+    weight = weight[:len(LENGTHS)]
+    gradients = torch.stack(torch.autograd.grad((expected * weight).sum(), qkv[1:], retain_graph=True), 1)
+    assert torch.equal(*torch.autograd.grad((found * weight).sum(), joint), gradients)
+
+
 def attend(qkv, share, seed):
     torch.manual_seed(seed)
     return ragged_attention.attention(*qkv, BOUNDS, max(LENGTHS), share=share)
