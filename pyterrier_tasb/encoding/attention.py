@@ -6,12 +6,18 @@ themselves only.
 
 Where vectors are the first tokens' states, nothing else is needed of the last layer: `first_only=True` has it called
 with those states alone. Its attention takes keys and values of all.
+
+A layer makes queries, keys and values by three products of the same states. Where many steps follow, one product is
+faster: `Joint` has the layer pass on its states, and the attention called makes them.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -19,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 from .kernels import Packing, Room, window
 
 NAME = 'pyterrier_tasb'
+_PROJECTIONS = ('query', 'key', 'value'), ('q_lin', 'k_lin', 'v_lin')   # what architectures call them
 
 # Encoders in which tokens meet in attention only, and positions can be given; and whether these begin behind the id
 # of the padding token.
@@ -40,7 +47,7 @@ def first_position(config: PretrainedConfig) -> int:
 def give_firsts(model: PreTrainedModel) -> bool:
     """Have a model's last layer understand `first_only=True`; False where its architecture is none for that."""
     stack = next((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), None)
-    if not stack or not any(_of_keys(module) for module in stack[-1].modules()):
+    if not stack or not any(_projections(module) for module in stack[-1].modules()):
         return False
     if _firsts not in stack[-1]._forward_pre_hooks.values():
         stack[-1].register_forward_pre_hook(_firsts, with_kwargs=True)
@@ -55,10 +62,54 @@ def _firsts(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     return (firsts, *rest), {**kwargs, 'all_states': states}
 
 
-def _of_keys(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """What an attention module makes keys and values with; empty where they are not made by themselves."""
-    found = [[getattr(module, name, None) for name in names] for names in (('key', 'value'), ('k_lin', 'v_lin'))]
-    return next((both for both in found if all(isinstance(one, torch.nn.Module) for one in both)), [])
+def _projections(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """What an attention module makes queries, keys and values with; empty where they are not made by themselves."""
+    found = [[getattr(module, name, None) for name in names] for names in _PROJECTIONS]
+    return next((three for three in found if all(isinstance(one, torch.nn.Module) for one in three)), [])
+
+
+class Joint:
+    """The weights of an attention module's queries, keys and values, one below the other, for one product.
+
+    Args:
+        module: One for which :meth:`can` holds.
+        dtype: Of the weights.
+    """
+
+    def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        self.module, self.parts = module, _projections(module)
+        self.weight, self.bias = (
+            torch.nn.Parameter(torch.cat([getattr(part, name).detach() for part in self.parts]).to(dtype))
+            for name in ('weight', 'bias'))
+
+    @staticmethod
+    def can(module: torch.nn.Module) -> bool:
+        """Whether a module's queries, keys and values are three plain products, each as wide as the states."""
+        parts = _projections(module)
+        return bool(parts) and all(type(part) is torch.nn.Linear and part.bias is not None
+                                   and part.in_features == part.out_features
+                                   and part.weight.requires_grad and part.bias.requires_grad for part in parts)
+
+    def places(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter, slice]]:
+        """(weights of the module, joint ones, which of their rows) of all."""
+        for number, part in enumerate(self.parts):
+            rows = slice(number * part.out_features, (number + 1) * part.out_features)
+            yield part.weight, self.weight, rows
+            yield part.bias, self.bias, rows
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The module computes with them."""
+        names = next(names for names in _PROJECTIONS if getattr(self.module, names[0], None) is self.parts[0])
+        for name in names:
+            setattr(self.module, name, torch.nn.Identity())
+        self.module.joint = self   # read by the attention function
+        try:
+            yield
+        finally:
+            del self.module.joint
+            for name, part in zip(names, self.parts):
+                setattr(self.module, name, part)
 
 
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
@@ -70,10 +121,25 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
             attention_mask = window(query.shape[2], sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     query, key, value = (x.transpose(1, 2).squeeze(0) for x in (query, key, value))   # [1, H, T, d] → [T, H, d]
-    if all_states is not None:   # the layer has made those of the first tokens
-        key, value = (make(all_states).view(-1, *key.shape[1:]) for make in _of_keys(module))
-    out = packing(query, key, value, share=dropout, scale=scaling, reach=sliding_window, firsts=all_states is not None)
+    options = {'share': dropout, 'scale': scaling, 'reach': sliding_window}
+    joint, shape = getattr(module, 'joint', None), query.shape[1:]
+    if all_states is None:
+        out = (packing(query, key, value, **options) if joint is None else
+               packing.joint(_made(query.flatten(1), joint.weight, joint.bias, shape), **options))
+    else:
+        if joint is None:   # the layer has made keys and values of the first tokens
+            key, value = (make(all_states).view(-1, *shape) for make in _projections(module)[1:])
+        else:
+            width = shape.numel()
+            query = _made(query.flatten(1), joint.weight[:width], joint.bias[:width], shape)[:, 0]
+            key, value = _made(all_states[0], joint.weight[width:], joint.bias[width:], shape).unbind(1)
+        out = packing(query, key, value, **options, firsts=True)
     return out.unsqueeze(0), None
+
+
+def _made(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """[T, D] → [T, n, H, d], of n by one product."""
+    return F.linear(states, weight, bias).view(len(states), -1, *shape)
 
 
 def _mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:

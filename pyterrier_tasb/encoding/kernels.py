@@ -85,6 +85,11 @@ class Room:
         """[T, H, d] → [T, H, d]; see :meth:`Packing.__call__`."""
         return _ragged(self, query, key, value, share, scale, reach, firsts)
 
+    def joint(self, joint: torch.Tensor, *, share: float, scale: float | None, reach: int | None) -> torch.Tensor:
+        """[T, 3, H, d], queries, keys and values, → [T, H, d]."""
+        from . import ragged_attention
+        return ragged_attention.joint_attention(joint, self.bounds, self.longest, share=share, scale=scale, reach=reach)
+
 
 @dataclass(frozen=True)
 class Packing:
@@ -141,6 +146,10 @@ class Packing:
         kernels = (KERNELS[name] for name in self.kernels)
         kernel = next(some for some in kernels if self.longest <= some.longest and some.can(query, share))
         return kernel.run(self, query, key, value, share, scale, reach, firsts)
+
+    def joint(self, joint: torch.Tensor, **options: Any) -> torch.Tensor:
+        """[T, 3, H, d], queries, keys and values, → [T, H, d]."""
+        return self(*joint.unbind(1), **options)
 
 
 def window(length: int, reach: int | None, device: torch.device) -> torch.Tensor | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..encoding import Encoder
+from ..encoding import Encoder, attention
 from ..encoding.precision import autocast_dtype
 from .batches import TrainingBatch
 
@@ -126,12 +126,11 @@ class CapturedLoss:
 
         loss_of = self.compiled_loss if self.compiled else self.loss
 
-        def run() -> tuple[torch.Tensor, Parts, tuple[torch.Tensor | None, ...]]:
+        def run() -> tuple[torch.Tensor, Parts, list[torch.Tensor | None]]:
             self.halves.update()
             vectors = self.encoder.vectors_in(inputs['ids'], inputs['positions'], inputs['bounds'])[inputs['rows']]
             loss, parts = loss_of(vectors, inputs['margin'], inputs.get('in_batch'))
-            return loss, parts, torch.autograd.grad(loss, [self.halves.of(weights) for weights in self.parameters],
-                                                    allow_unused=True)
+            return loss, parts, self.halves.gradients(loss, self.parameters)
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         self.stream.wait_stream(current)
         # a step's dropout is drawn by the replay, from the state before the capture
@@ -172,7 +171,8 @@ def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
 class _Halves:
     """The weights of linear layers in half precision, all cast at once: autocast casts each when it is used.
 
-    What is computed is the same, and so are the gradients. Without autocast there are none.
+    Those of queries, keys and values are one tensor, for one product. What is computed is the same, and so are the
+    gradients. Without autocast there are none.
 
     Args:
         encoder: Whose weights.
@@ -180,30 +180,39 @@ class _Halves:
 
     def __init__(self, encoder: Encoder) -> None:
         dtype = autocast_dtype(encoder.amp, encoder.device)
-        self.places = [(module, name, weights) for module in encoder.modules() if isinstance(module, torch.nn.Linear)
-                       for name, weights in module.named_parameters(recurse=False)
-                       if weights.requires_grad and dtype is not None]
-        self.halves = {weights: torch.nn.Parameter(weights.detach().to(dtype)) for *_, weights in self.places}
+        modules = [] if dtype is None else list(encoder.modules())
+        self.joints = [attention.Joint(module, dtype) for module in modules if attention.Joint.can(module)]
+        joint = {part for some in self.joints for part in some.parts}
+        self.places = [(module, name, weights) for module in modules
+                       if isinstance(module, torch.nn.Linear) and module not in joint
+                       for name, weights in module.named_parameters(recurse=False) if weights.requires_grad]
+        self.halves = {weights: (torch.nn.Parameter(weights.detach().to(dtype)), slice(None))
+                       for *_, weights in self.places}
+        for some in self.joints:
+            self.halves |= {weights: (half, rows) for weights, half, rows in some.places()}
 
-    def of(self, weights: torch.nn.Parameter) -> torch.nn.Parameter:
-        """What is used in place of some weights: themselves if they are not of a linear layer."""
-        return self.halves.get(weights, weights)
+    def gradients(self, loss: torch.Tensor, of: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+        """Those of a loss, of some weights, by way of what is used in place of them."""
+        places = [self.halves.get(weights, (weights, slice(None))) for weights in of]
+        asked = list(dict.fromkeys(half for half, _ in places))
+        found = dict(zip(asked, torch.autograd.grad(loss, asked, allow_unused=True)))
+        return [None if found[half] is None else found[half][rows] for half, rows in places]
 
     @torch.no_grad()
     def update(self) -> None:
         """Cast the weights that are now."""
-        _copy([(half, weights) for weights, half in self.halves.items()])
+        _copy([(half[rows], weights) for weights, (half, rows) in self.halves.items()])
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """The model computes with them."""
-        for module, name, weights in self.places:
-            setattr(module, name, self.halves[weights])
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
+            for joint in self.joints:
+                stack.enter_context(joint.used())
             for module, name, weights in self.places:
-                setattr(module, name, weights)
+                stack.callback(setattr, module, name, weights)
+                setattr(module, name, self.halves[weights][0])
+            yield
 
 
 def _copy(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
