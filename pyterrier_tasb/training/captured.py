@@ -100,6 +100,18 @@ class CapturedLoss:
         return _Replayed.apply(self.anchor, graph.loss, lambda: self._give(graph)), {
             name: value.clone() for name, value in graph.parts.items()}
 
+    @contextmanager
+    def _sorted_lookups(self, inputs: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Gradients of embeddings go where they are kept, in the order that came with the batch."""
+        from ..encoding import embedding_gradients
+        kept = {weights: gradient for weights, gradient in zip(self.parameters, self.gradients)}
+        with ExitStack() as stack:
+            for name, module in _embeddings(self.encoder.model).items():
+                if embedding_gradients.can(module):
+                    stack.enter_context(embedding_gradients.used(module, inputs[f'{name}_order'],
+                                                                 inputs[f'{name}_bounds'], kept[module.weight]))
+            yield
+
     def _give(self, graph: _Graph) -> None:
         for weights, gradient, unused in zip(self.parameters, self.gradients, graph.unused):
             weights.grad = None if unused else gradient
@@ -135,17 +147,24 @@ class CapturedLoss:
         self.stream.wait_stream(current)
         # a step's dropout is drawn by the replay, from the state before the capture
         with (torch.cuda.stream(self.stream), torch.random.fork_rng([device]), self.halves.used(),
-              _compiled(self.encoder.model, self.compiled)):
+              self._sorted_lookups(inputs), _compiled(self.encoder.model, self.compiled)):
             for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
                 run()
             # a live teacher may be at work in the thread that makes batches
             with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'):
                 loss, parts, found = run()
-                _copy([(kept, new) for kept, new in zip(self.gradients, found) if new is not None])
+                _copy([(kept, new) for kept, new in zip(self.gradients, found)
+                       if new is not None and new.data_ptr() != kept.data_ptr()])
         current.wait_stream(self.stream)
         _log.info('captured a training step of %d tokens', len(values['ids']))
         return _Graph(joined, graph.replay, loss.detach(), {name: value.detach() for name, value in parts.items()},
                       [new is None for new in found])
+
+
+def _embeddings(model: torch.nn.Module) -> dict[str, torch.nn.Module | None]:
+    """Those of ids, and of positions."""
+    of_positions = (module for name, module in model.named_modules() if name.endswith('position_embeddings'))
+    return {'ids': model.get_input_embeddings(), 'positions': next(of_positions, None)}
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -165,7 +184,19 @@ def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
     bounds[:len(tokens.offsets)] = tokens.offsets
     values = {'ids': ids, 'positions': positions, 'rows': batch.rows.numpy(), 'bounds': bounds,
               'margin': batch.margin.float().numpy()}
+    for name in ('ids', 'positions'):
+        values[f'{name}_order'], values[f'{name}_bounds'] = _sorted(values[name])
     return values if batch.in_batch is None else {**values, 'in_batch': batch.in_batch.float().numpy()}
+
+
+def _sorted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int32[T], the places of T ids sorted by id; int32[T + 1], where each id begins in them, and the end."""
+    small = ids.astype(np.uint16) if ids.max() < 2**16 else ids   # sorted by radix, several times as fast
+    order = np.argsort(small, kind='stable').astype(np.int32)
+    begins = np.flatnonzero(np.diff(small[order], prepend=-1))
+    bounds = np.full(len(ids) + 1, len(ids), dtype=np.int32)
+    bounds[:len(begins)] = begins
+    return order, bounds
 
 
 class _Halves:

@@ -1,9 +1,10 @@
-"""The kernels of `ragged_attention` in Triton's interpreter, which must be chosen before Triton is imported."""
+"""Our Triton kernels in its interpreter, which must be chosen before Triton is imported."""
 import numpy as np
 import pytest
 import torch
 
-from pyterrier_tasb.encoding import ragged_attention
+from pyterrier_tasb.encoding import embedding_gradients, ragged_attention
+from pyterrier_tasb.training.captured import _sorted
 
 ragged_attention.BLOCK = 16   # the interpreter takes its time
 LENGTHS = [1, 3, 18, 0, 40, 32]   # an empty text, ends within blocks and at one
@@ -122,3 +123,27 @@ def test_dropout_of_first_tokens():
         moved = [[x.detach() + sign * .01 * direction * (i == at) for i, x in enumerate(qkv)] for sign in (1, -1)]
         up, down = ((of_firsts(some, .3) * weight).double().sum() for some in moved)
         torch.testing.assert_close(((up - down) / .02).float(), (gradient * direction).sum(), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize('padding', [None, 0, 3])
+def test_gradients_of_sorted_ids_are_those_of_embeddings(padding):
+    ids = np.random.default_rng(0).permutation(np.repeat([0, 3, 4, 8, 9], [3, 70, 1, 32, 33]))
+    module, weight = torch.nn.Embedding(10, 150, padding_idx=padding), torch.randn(1, len(ids), 150)
+    assert embedding_gradients.can(module)
+    given = torch.from_numpy(ids)[None]
+
+    def gradient():
+        return torch.autograd.grad((module(given) * weight).sum(), module.weight)[0]
+    expected, found = gradient(), torch.full((10, 150), torch.nan)
+    with embedding_gradients.used(module, *map(torch.from_numpy, _sorted(ids)), found):
+        for _ in range(2):
+            assert gradient().data_ptr() == found.data_ptr()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(gradient(), expected)   # the module is as it was
+
+
+def test_other_embeddings_are_left_alone():
+    frozen = torch.nn.Embedding(3, 4).requires_grad_(False)
+    for module in (None, torch.nn.Linear(3, 4), frozen, torch.nn.Embedding(3, 4, max_norm=1.),
+                   torch.nn.Embedding(3, 4, sparse=True), torch.nn.Embedding(3, 4).bfloat16()):
+        assert not embedding_gradients.can(module)

@@ -47,6 +47,17 @@ def test_a_batch_in_the_shape_of_its_graph():
         assert values['ids'][row].tolist() == tokens.take(np.array([i])).ids.tolist()
         assert values['positions'][row].tolist() == list(range(2, 2 + tokens.lengths[i]))   # RoBERTa's begin at 2
     assert (bounds[len(tokens):] == 226).all()
+    for name in ('ids', 'positions'):
+        order, begins = values[f'{name}_order'], values[f'{name}_bounds']
+        found = [values[name][order[start:stop]].tolist() for start, stop in zip(begins, begins[1:]) if start < stop]
+        assert all(len(set(some)) == 1 for some in found) and len(found) == len(set(values[name].tolist()))
+        assert sorted(order.tolist()) == list(range(len(order)))
+
+
+@pytest.mark.parametrize('name', PACKABLE)
+def test_the_embeddings_of_ids_and_positions_are_found(name):
+    found = captured._embeddings(encoder(name, 'auto').model)
+    assert [module and len(module.weight) for module in found.values()] == [90, None if name == 'modernbert' else 80]
 
 
 def test_without_a_gpu_nothing_is_captured():
