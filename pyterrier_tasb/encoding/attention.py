@@ -62,10 +62,10 @@ def _firsts(layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tupl
     return (firsts, *rest), {**kwargs, 'all_states': states}
 
 
-def _projections(module: torch.nn.Module) -> list[torch.nn.Module]:
+def _projections(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """What an attention module makes queries, keys and values with; empty where they are not made by themselves."""
-    found = [[getattr(module, name, None) for name in names] for names in _PROJECTIONS]
-    return next((three for three in found if all(isinstance(one, torch.nn.Module) for one in three)), [])
+    found = [{name: getattr(module, name, None) for name in names} for names in _PROJECTIONS]
+    return next((three for three in found if all(isinstance(one, torch.nn.Module) for one in three.values())), {})
 
 
 class Joint:
@@ -79,7 +79,7 @@ class Joint:
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         self.module, self.parts = module, _projections(module)
         self.weight, self.bias = (
-            torch.nn.Parameter(torch.cat([getattr(part, name).detach() for part in self.parts]).to(dtype))
+            torch.nn.Parameter(torch.cat([getattr(part, name).detach() for part in self.parts.values()]).to(dtype))
             for name in ('weight', 'bias'))
 
     @staticmethod
@@ -88,11 +88,12 @@ class Joint:
         parts = _projections(module)
         return bool(parts) and all(type(part) is torch.nn.Linear and part.bias is not None
                                    and part.in_features == part.out_features
-                                   and part.weight.requires_grad and part.bias.requires_grad for part in parts)
+                                   and part.weight.requires_grad and part.bias.requires_grad
+                                   for part in parts.values())
 
     def places(self) -> Iterator[tuple[torch.nn.Parameter, torch.nn.Parameter, slice]]:
         """(weights of the module, joint ones, which of their rows) of all."""
-        for number, part in enumerate(self.parts):
+        for number, part in enumerate(self.parts.values()):
             rows = slice(number * part.out_features, (number + 1) * part.out_features)
             yield part.weight, self.weight, rows
             yield part.bias, self.bias, rows
@@ -100,15 +101,14 @@ class Joint:
     @contextmanager
     def used(self) -> Iterator[None]:
         """The module computes with them."""
-        names = next(names for names in _PROJECTIONS if getattr(self.module, names[0], None) is self.parts[0])
-        for name in names:
+        for name in self.parts:
             setattr(self.module, name, torch.nn.Identity())
         self.module.joint = self   # read by the attention function
         try:
             yield
         finally:
             del self.module.joint
-            for name, part in zip(names, self.parts):
+            for name, part in self.parts.items():
                 setattr(self.module, name, part)
 
 
@@ -128,7 +128,7 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
                packing.joint(_made(query.flatten(1), joint.weight, joint.bias, shape), **options))
     else:
         if joint is None:   # the layer has made keys and values of the first tokens
-            key, value = (make(all_states).view(-1, *shape) for make in _projections(module)[1:])
+            key, value = (make(all_states).view(-1, *shape) for make in list(_projections(module).values())[1:])
         else:
             width = shape.numel()
             query = _made(query.flatten(1), joint.weight[:width], joint.bias[:width], shape)[:, 0]

@@ -213,7 +213,7 @@ class _Halves:
         dtype = autocast_dtype(encoder.amp, encoder.device)
         modules = [] if dtype is None else list(encoder.modules())
         self.joints = [attention.Joint(module, dtype) for module in modules if attention.Joint.can(module)]
-        joint = {part for some in self.joints for part in some.parts}
+        joint = {part for some in self.joints for part in some.parts.values()}
         self.places = [(module, name, weights) for module in modules
                        if isinstance(module, torch.nn.Linear) and module not in joint
                        for name, weights in module.named_parameters(recurse=False) if weights.requires_grad]
