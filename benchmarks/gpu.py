@@ -130,14 +130,18 @@ def loss_by(way: str, encoder: Encoder) -> Callable[[TrainingBatch], tuple[torch
     return plain
 
 
-def bare_step(encoder: Encoder, way: str, size: int, rounds: int, clock: Clock, most: float) -> dict[str, str]:
+Steps = Callable[[list[TrainingBatch]], None]
+
+
+def bare_steps_of(encoder: Encoder, way: str, size: int, n_batches: int) -> tuple[Steps, list[TrainingBatch]]:
+    """What trains on batches, and batches for it; all have come once."""
     rng = np.random.default_rng(0)
     encoder.train()
     update, loss = torch.optim.AdamW(encoder.parameters(), lr=1e-6, fused=True), loss_by(way, encoder)
     rows = torch.arange(size)
     batches = [TrainingBatch(Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, 200)]), rows, rows + size,
                              rows + 2 * size, torch.randn(size), torch.randn(size, 2 * size), ())
-               for _ in range(TOGETHER * min(rounds, 8))]
+               for _ in range(n_batches)]
 
     def steps(some: list[TrainingBatch]) -> None:
         for batch in some:
@@ -145,6 +149,11 @@ def bare_step(encoder: Encoder, way: str, size: int, rounds: int, clock: Clock, 
             update.step()
             update.zero_grad()
     steps(batches)   # shapes are captured when they first come
+    return steps, batches
+
+
+def bare_step(encoder: Encoder, way: str, size: int, rounds: int, clock: Clock, most: float) -> dict[str, str]:
+    steps, batches = bare_steps_of(encoder, way, size, TOGETHER * min(rounds, 8))
     turns = itertools.cycle(range(0, len(batches), TOGETHER))
     took = clock.seconds(lambda: steps(batches[(at := next(turns)):at + TOGETHER]), rounds) / TOGETHER
     lengths = [batch.tokens.lengths for batch in batches]

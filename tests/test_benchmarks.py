@@ -64,3 +64,10 @@ def test_gpu_runs_where_there_is_none(tmp_path):
     for row in ('bare step, plain, B = 2', 'trained step, B = 2, live in-batch teacher', 'encoding 20 passages',
                 'search of 500 vectors, batch 2000'):
         assert f'| {row} |' in out
+
+
+def test_gpu_profile(tmp_path):
+    out = _run('gpu_profile.py', '--device', 'cpu', '--layers', 1, '--steps', 2, '--batch-size', 2, '--way', 'plain',
+               cwd=tmp_path)
+    for row in ('products', 'optimiser', 'gaps', 'a step'):
+        assert f'| {row} |' in out
