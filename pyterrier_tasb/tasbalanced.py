@@ -73,7 +73,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             training: Hyper-parameters.
             query_max_length: Tokens of a query; None takes what the directory says, else 30 (the paper).
             doc_max_length: Tokens of a passage; None takes what the directory says, else 200 (the paper).
-            batch_size: Texts encoded at a time, by default.
+            batch_size: Texts that `encode_queries_torch` and `encode_docs_torch` encode at a time; all else is encoded
+                by numbers of tokens.
             text_field: Column of the passages' text.
             verbose: Show progress when encoding.
             device: Where to compute; None takes a GPU if there is one.
@@ -143,7 +144,18 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None,
                     sim_fn: pyterrier_dr.SimFn | None = None) -> pt.Transformer:
-        """Re-ranks by the dot product of query and passage vectors; each distinct text is encoded once."""
+        """Re-ranks by the dot product of query and passage vectors; each distinct text is encoded once.
+
+        Args:
+            verbose: Show progress; None takes this encoder's.
+            batch_size: Taken and not needed: texts are encoded without padding, by numbers of tokens.
+            sim_fn: The dot product, or None.
+
+        Raises:
+            ValueError: `sim_fn` is another.
+        """
+        if sim_fn not in (None, pyterrier_dr.SimFn.dot):
+            raise ValueError(f'text_scorer(sim_fn={sim_fn!r}): scores are dot products, as in training')
         return TextScorer(self, verbose=verbose, batch_size=batch_size, sim_fn=sim_fn)
 
     def encode_queries_torch(self, texts: Iterable[str], batch_size: int | None = None) -> torch.Tensor:
@@ -191,7 +203,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         What to learn from is one of:
 
         - a results frame (qid, query, docno, text, and score unless there is a `pairwise_teacher`) with qrels: what
-          arrives when this is the last stage of a pipeline. Judged documents are positives, the rest negatives;
+          arrives when this is the last stage of a pipeline. Documents judged above 0 are positives, all others are
+          negatives;
         - a topics frame (qid, query) with qrels, where `negatives=` and `corpus=` were given at construction;
         - `pairs=`, with topics for the queries' texts and `corpus=` for the passages'.
 
@@ -306,14 +319,14 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             path: Where the index goes; `path.part` beside it keeps what is done.
             tokens: The tokens of the text store, where they are kept elsewhere (:meth:`tokenise_corpus`).
             batch_size: Passages encoded and kept at a time; None takes 4,096, or 65,536 on a GPU.
-            overwrite: Replace what is at `path`.
+            overwrite: Replace the index at `path`.
 
         Returns:
             A fresh index object.
 
         Raises:
-            ValueError: `path` exists and `overwrite` is False, the corpus is empty, a passage has no text, a docno
-                comes twice, or `tokens` are of other texts.
+            ValueError: `path` exists and `overwrite` is False or it is no index, the corpus is empty, a passage has no
+                text, a docno comes twice, or `tokens` are of other texts.
         """
         from .indexing import build_index
         self._check_at_rest()

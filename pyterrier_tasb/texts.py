@@ -102,8 +102,10 @@ class TextStore:
         """Write (id, text) pairs as they come; the store appears when it is whole.
 
         Raises:
-            ValueError: An id comes twice, or a text is no string.
+            ValueError: `path` exists, an id comes twice, or a text is no string.
         """
+        if Path(path).exists():
+            raise ValueError(f'{path} exists: TextStore({str(path)!r}) opens it, or give another path')
         with atomic_dir(path) as part:
             hashes = array('Q')
             with _Writer(part / 'texts') as texts, _Writer(part / 'ids') as ids:

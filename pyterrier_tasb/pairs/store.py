@@ -62,8 +62,10 @@ class ScoredPairs(pt.Artifact):
             run: JSON values that say what the pairs were made of, kept beside them.
 
         Raises:
-            ValueError: A margin is no finite number, or a query has no pair.
+            ValueError: `path` exists, a margin is no finite number, or a query has no pair.
         """
+        if path is not None and Path(path).exists():
+            raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
         margin = np.asarray(margin, dtype=np.float32)
         bad = ~np.isfinite(margin)
         if bad.any():

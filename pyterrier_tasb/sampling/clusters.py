@@ -33,7 +33,7 @@ class QueryClusters(pt.Artifact):
     """Which cluster each training query belongs to.
 
     Args:
-        path: A directory that :meth:`fit`, :meth:`from_assignment`, :meth:`read_text` or :meth:`save` made.
+        path: A directory that :meth:`save` made.
 
     Raises:
         ValueError: There are no clusters at `path`, or a file is damaged.
@@ -46,7 +46,7 @@ class QueryClusters(pt.Artifact):
         folder = Path(path)
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors).save(path), or '
-                             'read_text(…), makes them')
+                             'read_text(…).save(path), makes them')
         meta, centroids = read_json(folder / 'pt_meta.json'), folder / 'centroids.npy'
         try:
             self._set(np.load(folder / 'assignment.npy', allow_pickle=False),

@@ -278,7 +278,14 @@ class LateInteraction(pt.Estimator):
     # ---- identity ----------------------------------------------------------------------------------------------
 
     def apply_attributes(self, **attributes: Any) -> LateInteraction:  # noqa: ANN401
-        """The same weights with other settings."""
+        """The same weights with other settings.
+
+        Raises:
+            ValueError: There is no such setting, or `model_name` is that of other weights.
+        """
+        if attributes.get('model_name', self.model_name) != self.model_name:
+            raise ValueError(f'{self!r} cannot take the name of other weights: '
+                             f'LateInteraction({attributes["model_name"]!r}) loads them')
         other = copy.copy(self)
         for name, value in attributes.items():
             if not hasattr(other, name):

@@ -32,6 +32,17 @@ class WeightedSum(pt.Transformer):
             raise ValueError('WeightedSum needs at least one (weight, teacher)')
         self.teachers = [(float(weight), teacher) for weight, teacher in teachers]
 
+    def transform_inputs(self) -> list[list[str]]:
+        """The columns that all teachers need to score; asked for by `pt.inspect`."""
+        columns = ['qid', 'docno', 'query']
+        for _, teacher in self.teachers:
+            for some in pt.inspect.transformer_inputs(teacher, strict=False) or []:
+                needed = list(dict.fromkeys([*columns, *some]))
+                if 'score' in (pt.inspect.transformer_outputs(teacher, needed, strict=False) or []):
+                    columns = needed
+                    break
+        return [columns]
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with the sum as `score`, and `rank`."""
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)

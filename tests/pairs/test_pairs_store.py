@@ -76,7 +76,7 @@ def test_every_query_has_a_pair(qids, n):
 
 def test_nothing_is_written_over(tmp_path):
     pairs = build(tmp_path / 'pairs')
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match='exists: ScoredPairs'):
         build(tmp_path / 'pairs', [(0, 1, 2, 1.0), (1, 0, 1, 1.0)])
     assert ScoredPairs(tmp_path / 'pairs').fingerprint == pairs.fingerprint
 

@@ -275,3 +275,17 @@ def test_a_checkpoints_name_is_a_late_interaction_teacher(stores, plan, tmp_path
 def test_what_cannot_teach_is_refused_with_what_can(stores, plan, tmp_path, teacher):
     with pytest.raises(ValueError, match='cannot teach: give a LateInteraction'):
         bind_in_batch_teacher(teacher, *stores, tmp_path, plan)
+
+
+def test_a_sum_needs_the_columns_that_its_teachers_need(tiny_bert_dir):
+    total = WeightedSum([(1.0, LateInteraction(tiny_bert_dir, device='cpu')), (1.0, words())])
+    [columns] = pt.inspect.transformer_inputs(total)
+    assert {'qid', 'docno', 'query', 'text'} == set(columns)
+    assert 'score' in pt.inspect.transformer_outputs(total, columns)
+
+
+def test_late_interaction_takes_no_name_of_other_weights(tiny_bert_dir):
+    teacher = LateInteraction(tiny_bert_dir, device='cpu')
+    with pytest.raises(ValueError, match='cannot take the name of other weights'):
+        teacher.apply_attributes(model_name='other')
+    assert teacher.apply_attributes(model_name=teacher.model_name) == teacher
