@@ -48,8 +48,9 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         (ids, order, bounds), found = ctx.saved_tensors, ctx.found.zero_()
         width = grad.shape[-1]
-        _sums[len(bounds) - 1, triton.cdiv(width, _COLUMNS)](
-            grad.contiguous(), ids, order, bounds, found, width, ctx.padding, ROWS=_ROWS, COLUMNS=_COLUMNS)
+        with torch.cuda.device_of(grad):   # Triton launches on the thread's device, wherever the tensors are
+            _sums[len(bounds) - 1, triton.cdiv(width, _COLUMNS)](
+                grad.contiguous(), ids, order, bounds, found, width, ctx.padding, ROWS=_ROWS, COLUMNS=_COLUMNS)
         return found, None, None, None, None, None
 
 

@@ -57,8 +57,9 @@ def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bounds
     tokens, heads, dim = query.shape
     out, norms, seed = _results(query)
     grid = len(bounds), triton.cdiv(longest, BLOCK), heads
-    kernels.forward[grid](query, key, value, out, norms, bounds, _drawn(share, seed), len(bounds) - 1, tokens, heads,
-                          query.stride(0), scale * _LOG2_E, reach, *_drops(share), **_sizes(dim, share))
+    with torch.cuda.device_of(query):   # Triton launches on the thread's device, wherever the tensors are
+        kernels.forward[grid](query, key, value, out, norms, bounds, _drawn(share, seed), len(bounds) - 1, tokens,
+                              heads, query.stride(0), scale * _LOG2_E, reach, *_drops(share), **_sizes(dim, share))
     return out, norms, seed
 
 
@@ -69,9 +70,10 @@ def _backward(found: tuple[torch.Tensor, ...], grad: torch.Tensor, query: torch.
     query, key, value = _alike(query, key, value)
     tokens, heads, dim = query.shape
     grid = len(bounds), triton.cdiv(longest, BLOCK), heads
-    kernels.backward[grid](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed, len(bounds) - 1,
-                           tokens, heads, query.stride(0), found[0].stride(0), scale * _LOG2_E, reach, *_drops(share),
-                           scale, **_sizes(dim, share))
+    with torch.cuda.device_of(query):
+        kernels.backward[grid](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed, len(bounds) - 1,
+                               tokens, heads, query.stride(0), found[0].stride(0), scale * _LOG2_E, reach,
+                               *_drops(share), scale, **_sizes(dim, share))
 
 
 @torch.library.custom_op('pyterrier_tasb::attention', mutates_args=())
@@ -110,8 +112,9 @@ def _first_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     query, (key, value) = query.contiguous(), _alike(key, value)
     texts, heads, dim = query.shape
     out, norms, seed = _results(query)
-    kernels.first_forward[texts, heads](query, key, value, out, norms, bounds, _drawn(share, seed), heads,
-                                        key.stride(0), scale * _LOG2_E, *_drops(share), **_sizes(dim, share))
+    with torch.cuda.device_of(query):
+        kernels.first_forward[texts, heads](query, key, value, out, norms, bounds, _drawn(share, seed), heads,
+                                            key.stride(0), scale * _LOG2_E, *_drops(share), **_sizes(dim, share))
     return out, norms, seed
 
 
@@ -123,9 +126,10 @@ def _first_attention_backward(
     query, (key, value) = query.contiguous(), _alike(key, value)
     texts, heads, dim = query.shape
     found = _empty(query, key, value)
-    kernels.first_backward[texts + 1, heads](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed,
-                                             texts, len(key), heads, key.stride(0), scale * _LOG2_E, *_drops(share),
-                                             scale, **_sizes(dim, share))
+    with torch.cuda.device_of(query):
+        kernels.first_backward[texts + 1, heads](query, key, value, out, grad.contiguous(), norms, *found, bounds, seed,
+                                                 texts, len(key), heads, key.stride(0), scale * _LOG2_E,
+                                                 *_drops(share), scale, **_sizes(dim, share))
     return found
 
 

@@ -77,6 +77,10 @@ class _Steps(Dataset):
                 self._made[number] = self._pool.submit(self.batches.__getitem__, number)
         return step, self._made.pop(step).result()
 
+    def again(self, step: int) -> Any:  # noqa: ANN401
+        """A batch that was there before, made where all are: a teacher is asked by one thread."""
+        return self._pool.submit(self.batches.__getitem__, step).result() if self.ahead else self.batches[step]
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
@@ -240,7 +244,7 @@ class _Trainer(Trainer):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         for number in range(first, inputs[0]):
-            super().training_step(model, (number, self.train_dataset.batches[number]), num_items_in_batch)
+            super().training_step(model, (number, self.train_dataset.again(number)), num_items_in_batch)
         self._parts, self._n_parts = parts   # they are logged once
         return self.training_step(model, inputs, num_items_in_batch)
 
