@@ -6,6 +6,8 @@ import warnings
 
 import torch
 
+from .._locks import world_size
+
 _DTYPES = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -52,8 +54,13 @@ def warn_of_emulation(amp: str, device: torch.device) -> None:
 def check_trains(amp: str, device: torch.device) -> None:
     """Whether a model can learn in this precision here: gradients in fp16 vanish unless losses are scaled.
 
+    And on this device: `transformers.Trainer` takes the first GPU that it sees, one for each process.
+
     Raises:
         ValueError: It cannot.
     """
     if amp == 'fp16' and device.type != 'cuda':
         raise ValueError(f"amp='fp16' trains on a GPU only, and this is {device.type!r}: take 'auto', 'bf16' or 'off'")
+    if device.type == 'cuda' and device.index and world_size() == 1:
+        raise ValueError(f'training takes the first GPU there is, and the model is on {device}: run with '
+                         f'CUDA_VISIBLE_DEVICES={device.index} and device=None')

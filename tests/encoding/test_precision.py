@@ -1,0 +1,19 @@
+"""Where and in which precision a model can learn."""
+import pytest
+import torch
+
+from pyterrier_tasb.encoding.precision import check_trains
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda', 'cuda:0'])
+def test_the_first_gpu_and_a_cpu_train(device, monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    check_trains('auto', torch.device(device))
+
+
+def test_another_gpu_is_refused_where_the_trainer_would_leave_it(monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    with pytest.raises(ValueError, match='CUDA_VISIBLE_DEVICES=1'):
+        check_trains('auto', torch.device('cuda:1'))
+    monkeypatch.setenv('WORLD_SIZE', '2')   # one for each process
+    check_trains('auto', torch.device('cuda:1'))
