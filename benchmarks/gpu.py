@@ -256,11 +256,19 @@ def searches(args: argparse.Namespace, clock: Clock, most: float) -> Iterator[di
                'tokens/s': '', 'of the peak': '', 'note': f'{took / size * 1e3:.2f} ms a query, top 1000'}
 
 
-def main() -> None:
-    args = arguments()
-    device = torch.device(args.device)
+def device_there(name: str) -> torch.device | None:
+    """The device asked for; None, which is said, where it is a GPU and there is none."""
+    device = torch.device(name)
     if device.type == 'cuda' and not torch.cuda.is_available():
         print(f'no GPU here: nothing was measured. {machine()}')
+        return None
+    return device
+
+
+def main() -> None:
+    args = arguments()
+    device = device_there(args.device)
+    if device is None:
         return
     clock = Clock(device)
     most = peak(clock)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 import torch
 from common import machine, markdown
-from gpu import WAYS, Clock, bare_steps_of, distilbert
+from gpu import WAYS, Clock, bare_steps_of, device_there, distilbert
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -57,9 +57,8 @@ def kernels(profiled: profile, device: torch.device, steps: int) -> Iterator[dic
 
 def main() -> None:
     args = arguments()
-    device = torch.device(args.device)
-    if device.type == 'cuda' and not torch.cuda.is_available():
-        print(f'no GPU here: nothing was measured. {machine()}')
+    device = device_there(args.device)
+    if device is None:
         return
     clock = Clock(device)
     steps, batches = bare_steps_of(distilbert(args.layers, device), args.way, args.batch_size, args.steps)

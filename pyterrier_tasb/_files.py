@@ -54,6 +54,16 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def check_new(path: str | os.PathLike, kind: str) -> None:
+    """Whether a store of some kind can be built at a path.
+
+    Raises:
+        ValueError: There is something.
+    """
+    if Path(path).exists():
+        raise ValueError(f'{path} exists: {kind}({str(path)!r}) opens it, or give another path')
+
+
 @contextmanager
 def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary directory beside `path`; rename it into place when the block ends well, else remove it.

@@ -20,6 +20,7 @@ from ._files import differences
 from ._locks import work_directory
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.precision import device_of, has_bf16
+from .encoding.settings import with_settings
 from .pairs import ScoredPairs
 from .pairs.checks import check_texts
 from .sampling import BatchPlan, QueryClusters
@@ -399,14 +400,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         Raises:
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
-        if attributes.get('model_name', self.model_name) != self.model_name:
-            raise ValueError(f'{self!r} cannot take the name of other weights: '
-                             f'TasBalanced({attributes["model_name"]!r}) loads them')
-        other = copy.copy(self)
-        for name, value in attributes.items():
-            if not hasattr(other, name):
-                raise ValueError(f'TasBalanced has no attribute {name!r}')
-            setattr(other, name, value)
+        other = with_settings(self, attributes)
         other.device = device_of(other.device)
         if other.device != self.device:
             other.encoder = copy.deepcopy(self.encoder).to(other.device)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._files import atomic_dir, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
+from ._files import atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 
 _FILES = ('ids.bin', 'ids.offsets.npy', 'texts.bin', 'texts.offsets.npy', 'hashes.npy', 'rows.npy')
 
@@ -104,8 +104,7 @@ class TextStore:
         Raises:
             ValueError: `path` exists, an id comes twice, or a text is no string.
         """
-        if Path(path).exists():
-            raise ValueError(f'{path} exists: TextStore({str(path)!r}) opens it, or give another path')
+        check_new(path, 'TextStore')
         with atomic_dir(path) as part:
             hashes = array('Q')
             with _Writer(part / 'texts') as texts, _Writer(part / 'ids') as ids:

@@ -13,6 +13,7 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
+from .._files import check_new
 from .checks import check_scores, first, name_of
 from .pipeline import chunks, read_chunk, write_chunk
 from .store import ScoredPairs
@@ -39,8 +40,8 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
         ValueError: There are no pairs, an attribute is missing, the teacher leaves a candidate unscored, `path` exists,
             or its chunks are of other docpairs or of another teacher.
     """
-    if path is not None and Path(path).exists():
-        raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
+    if path is not None:
+        check_new(path, 'ScoredPairs')
     frames = _frames(docpairs)
     if teacher is None or path is None:
         return _pairs((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_dir, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
+from .._files import atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
@@ -64,8 +64,8 @@ class ScoredPairs(pt.Artifact):
         Raises:
             ValueError: `path` exists, a margin is no finite number, or a query has no pair.
         """
-        if path is not None and Path(path).exists():
-            raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
+        if path is not None:
+            check_new(path, 'ScoredPairs')
         margin = np.asarray(margin, dtype=np.float32)
         bad = ~np.isfinite(margin)
         if bad.any():

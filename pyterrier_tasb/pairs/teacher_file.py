@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_dir
+from .._files import atomic_dir, check_new
 from .._threads import in_order
 from ..texts import StringArray, TextStore
 from .store import ScoredPairs, write_meta
@@ -48,8 +48,7 @@ def from_teacher_file(file: str | os.PathLike, path: str | os.PathLike, *, n_thr
     Raises:
         ValueError: A line is malformed or not utf-8, or a score no finite number; the message names file and line.
     """
-    if Path(path).exists():
-        raise ValueError(f'{path} exists: ScoredPairs({str(path)!r}) opens it, or give another path')
+    check_new(path, 'ScoredPairs')
     try:
         return _from_numbers(file, path, n_threads)
     except _NotNumbersError:

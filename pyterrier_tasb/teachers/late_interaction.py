@@ -1,7 +1,6 @@
 """`LateInteraction`: a ColBERT-style scorer that re-ranks, teaches pairs and batches, and can itself be trained."""
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections import OrderedDict
@@ -20,6 +19,7 @@ from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
+from ..encoding.settings import with_settings
 from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
@@ -283,14 +283,7 @@ class LateInteraction(pt.Estimator):
         Raises:
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
-        if attributes.get('model_name', self.model_name) != self.model_name:
-            raise ValueError(f'{self!r} cannot take the name of other weights: '
-                             f'LateInteraction({attributes["model_name"]!r}) loads them')
-        other = copy.copy(self)
-        for name, value in attributes.items():
-            if not hasattr(other, name):
-                raise ValueError(f'LateInteraction has no attribute {name!r}')
-            setattr(other, name, value)
+        other = with_settings(self, attributes)
         encoder = self.module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length,
                                            amp=other.amp)
         other.module = TokenEncoder(encoder, self.module.projection, other.normalize).eval()

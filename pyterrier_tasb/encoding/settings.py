@@ -1,0 +1,25 @@
+"""The same weights under other settings, as `pt.inspect.transformer_apply_attributes` asks for them."""
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+Loaded = TypeVar('Loaded')
+
+
+def with_settings(transformer: Loaded, settings: dict[str, Any]) -> Loaded:
+    """A shallow copy of a transformer that has a `model_name`, with these attributes.
+
+    Raises:
+        ValueError: There is no such attribute, or `model_name` is that of other weights.
+    """
+    kind = type(transformer).__name__
+    if settings.get('model_name', transformer.model_name) != transformer.model_name:
+        raise ValueError(f'{transformer!r} cannot take the name of other weights: '
+                         f'{kind}({settings["model_name"]!r}) loads them')
+    other = copy.copy(transformer)
+    for name, value in settings.items():
+        if not hasattr(other, name):
+            raise ValueError(f'{kind} has no attribute {name!r}')
+        setattr(other, name, value)
+    return other
