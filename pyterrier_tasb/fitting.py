@@ -1,7 +1,6 @@
 """The steps of `TasBalanced.fit`: each builds one product in the work directory, or finds it there."""
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -46,8 +45,9 @@ from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
 from .training.captured import CapturedLoss, CaptureError
-from .training.checkpoints import begun_with
+from .training.checkpoints import begun_with, found_in
 from .training.dual import dual_loss
+from .training.economies import Economies
 from .training.trainer import train
 from .training.validation import RerankingPool
 
@@ -73,11 +73,7 @@ class Fit:
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
         self.validation: str | None = None   # a fingerprint of the validation data
-        # [batch, tokens]: the micro-batch was halved there; a call that goes on halves at the same batches
-        self.halvings: list[list[int]] = read_json(self._halvings_file, list) if self._halvings_file.exists() else []
-        # the batch from which on steps are not captured: a call that goes on does the same
-        self.plain_from: float = read_json(self._plain_file, needs=['from'])['from'] if self._plain_file.exists() \
-            else math.inf
+        self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
         self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
                                 self.weights_before)
@@ -288,6 +284,9 @@ class Fit:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
         self.student._unfinished = self.begun
+        if self.economies.describe():
+            pt.tqdm.write(f'{self.student!r}: as in the call that this one goes on with, {self.economies.describe()} '
+                          f'({self.economies.file})')
         try:
             record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                            validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
@@ -316,13 +315,8 @@ class Fit:
         """Score = scale × cosine, shared between the two sides so that vectors stay symmetric."""
         return vectors * self.training.scale ** 0.5 if self.student.encoder.normalize else vectors
 
-    @property
-    def _halvings_file(self) -> Path:
-        return self.folder / 'halvings.json'
-
-    def _micro_batch_tokens(self, step: int) -> int | None:
-        return min([tokens for number, tokens in self.halvings if number <= step],
-                   default=self.training.micro_batch_tokens)
+    def _micro_batch_tokens(self, batch: int) -> int | None:
+        return self.economies.micro_batch_tokens(batch, self.training.micro_batch_tokens)
 
     def _halve_micro_batch(self, first: int, batch: TrainingBatch) -> bool:
         """Less memory from a batch on, with the same gradients: no captured steps, then half the tokens at a time.
@@ -337,15 +331,14 @@ class Fit:
         half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
         if half < lengths.max():
             return False
-        self.halvings = [*(some for some in self.halvings if some[0] <= first), [first, half]]
-        write_json(self._halvings_file, self.halvings)
+        self.economies.halve(first, half)
         pt.tqdm.write(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
                       f'{half:,} at a time, which gives the same gradients and takes a third longer. '
                       f'Training(micro_batch_tokens={half}) starts with that')
         return True
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        whole = self._micro_batch_tokens(batch.step) is None and batch.step < self.plain_from
+        whole = self._micro_batch_tokens(batch.step) is None and batch.step < self.economies.plain_from
         if whole and self._captured is not None:
             try:
                 return self._captured(batch)
@@ -365,14 +358,10 @@ class Fit:
         return CapturedLoss(encoder, lambda vectors, *teachers: self._loss_of(self._scaled(vectors), *teachers),
                             compiled=self.training.compile)
 
-    @property
-    def _plain_file(self) -> Path:
-        return self.folder / 'plain.json'
-
-    def _capture_no_more(self, step: int) -> None:
+    def _capture_no_more(self, first: int) -> None:
         """From a batch on; the memory for it is free again."""
-        self._captured, self.plain_from = None, step
-        write_json(self._plain_file, {'from': step})
+        self._captured = None
+        self.economies.capture_no_more(first)
 
     def _loss_of(self, vectors: torch.Tensor, margin: torch.Tensor,
                  in_batch: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
