@@ -186,8 +186,12 @@ class Encoder(torch.nn.Module):
     @property
     def captures(self) -> bool:
         """Whether :meth:`vectors_in` can be used here, and be captured in a CUDA graph: its kernel is there."""
-        return ('ragged' in self._choice().kernels
-                and max(self.query_max_length, self.doc_max_length) <= _LONGEST_CAPTURED)
+        return 'ragged' in self._choice().kernels and self.longest <= _LONGEST_CAPTURED
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a text of either side."""
+        return max(self.query_max_length, self.doc_max_length)
 
     @property
     def first_position(self) -> int:
@@ -325,13 +329,14 @@ class Encoder(torch.nn.Module):
         Args:
             ids: int64[T]. Tokens behind the last text are in none.
             positions: int64[T], counted from :attr:`first_position`.
-            bounds: int32[N + 1], where each text begins, and the end of the last; a text may be empty.
+            bounds: int32[N + 1], where each text begins, and the end of the last; a text may be empty, and has at most
+                :attr:`longest` tokens, which is not looked at.
 
         Returns:
             float32[N, D], with gradients; an empty text's vector means nothing.
         """
         dtype = autocast_dtype(self.amp, self.device)
-        room = Room(bounds, max(self.query_max_length, self.doc_max_length))
+        room = Room(bounds, self.longest)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
             states = self._row(ids, positions, room, firsts=self._firsts)
         if self._firsts:

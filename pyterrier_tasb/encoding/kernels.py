@@ -256,7 +256,8 @@ class Kernel:
     """A way to compute attention.
 
     Args:
-        run: (packing, query, key, value, share dropped, scale, reach) → [T, H, d].
+        run: (packing, query, key, value, share dropped, scale, reach, whether of first tokens) → [T, H, d], or
+            [N, H, d].
         can: (query, share dropped) → whether it can do this call.
         longest: Tokens of a text up to which it is the better one.
     """

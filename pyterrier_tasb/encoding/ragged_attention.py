@@ -24,7 +24,7 @@ def _sizes(dim: int, share: float) -> dict[str, Any]:
 
 def _drops(share: float) -> tuple[int, float]:
     """Of 2**31 hashes those that drop, and the factor on what is left."""
-    return round(share * 2**31), 1 / (1 - share)
+    return round(share * 2**31), 1 / (1 - share) if share < 1 else 0.0
 
 
 def _results(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

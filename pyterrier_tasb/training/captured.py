@@ -120,9 +120,9 @@ class CapturedLoss:
         try:
             return self._graph(values, joined)
         except Exception as error:   # compilers, drivers and libraries have many
-            if _out_of_memory(error):
-                raise torch.OutOfMemoryError(str(error)) from None
-            problem = f'{type(error).__name__}: {error}'
+            problem, too_little = f'{type(error).__name__}: {error}', _out_of_memory(error)
+        if too_little:   # raised here, without the error that holds what was made
+            raise torch.OutOfMemoryError(problem)
         if not self.compiled:
             raise CaptureError(problem)
         warnings.warn(f'torch.compile cannot be used here ({problem}): training goes on without it', stacklevel=2)
@@ -146,16 +146,18 @@ class CapturedLoss:
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         self.stream.wait_stream(current)
         # a step's dropout is drawn by the replay, from the state before the capture
-        with (torch.cuda.stream(self.stream), torch.random.fork_rng([device]), self.halves.used(),
-              self._sorted_lookups(inputs), _compiled(self.encoder.model, self.compiled)):
-            for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
-                run()
-            # a live teacher may be at work in the thread that makes batches
-            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'):
-                loss, parts, found = run()
-                _copy([(kept, new) for kept, new in zip(self.gradients, found)
-                       if new is not None and new.data_ptr() != kept.data_ptr()])
-        current.wait_stream(self.stream)
+        try:
+            with (torch.cuda.stream(self.stream), torch.random.fork_rng([device]), self.halves.used(),
+                  self._sorted_lookups(inputs), _compiled(self.encoder.model, self.compiled)):
+                for _ in range(2):   # what libraries and kernels set up when they are first used cannot be captured
+                    run()
+                # a live teacher may be at work in the thread that makes batches
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode='thread_local'):
+                    loss, parts, found = run()
+                    _copy([(kept, new) for kept, new in zip(self.gradients, found)
+                           if new is not None and new.data_ptr() != kept.data_ptr()])
+        finally:
+            current.wait_stream(self.stream)   # weights and gradients may still be read there
         _log.info('captured a training step of %d tokens', len(values['ids']))
         return _Graph(joined, graph.replay, loss.detach(), {name: value.detach() for name, value in parts.items()},
                       [new is None for new in found])
@@ -175,8 +177,15 @@ def _out_of_memory(error: BaseException | None) -> bool:
 
 
 def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
-    """A batch's arrays in the shape of its graph, larger items first."""
+    """A batch's arrays in the shape of its graph, larger items first.
+
+    Raises:
+        ValueError: A text is longer than the graph's kernels are told.
+    """
     tokens, size = batch.tokens, len(batch.query)
+    if tokens.lengths.max() > encoder.longest:
+        raise ValueError(f'a text of {tokens.lengths.max()} tokens, where the encoder takes {encoder.longest}: cut '
+                         'texts with Encoder.tokenise')
     n = len(tokens.ids)
     ids, positions = np.zeros(rounded(n), dtype=np.int64), np.full(rounded(n), encoder.first_position)
     ids[:n], positions[:n] = tokens.ids, tokens.positions(encoder.first_position)

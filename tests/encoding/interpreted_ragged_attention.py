@@ -81,6 +81,13 @@ def test_dropout_drops_its_share_anew_for_each_seed():
     assert torch.corrcoef(outs.permute(2, 0, 1).flatten(1))[0, 1].abs() < .2   # heads drop others
 
 
+def test_dropout_may_drop_all():
+    *qkv, weight = inputs()
+    out = attend(qkv, 1.0, 0)
+    assert not out.any()
+    assert not any(gradient.any() for gradient in torch.autograd.grad((out * weight).sum(), qkv))
+
+
 def test_gradients_with_dropout_are_those_of_what_was_dropped():
     *qkv, weight = inputs()
     gradients = torch.autograd.grad((attend(qkv, .3, 3) * weight).sum(), qkv)

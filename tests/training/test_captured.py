@@ -54,6 +54,12 @@ def test_a_batch_in_the_shape_of_its_graph():
         assert sorted(order.tolist()) == list(range(len(order)))
 
 
+def test_a_text_longer_than_the_encoder_takes_is_refused():
+    small = encoder('bert', 'auto').view(doc_max_length=40)
+    with pytest.raises(ValueError, match=r'a text of \d+ tokens, where the encoder takes 40'):
+        captured._inputs(batch(), small)
+
+
 @pytest.mark.parametrize('name', PACKABLE)
 def test_the_embeddings_of_ids_and_positions_are_found(name):
     found = captured._embeddings(encoder(name, 'auto').model)
@@ -156,8 +162,9 @@ def test_too_little_memory_is_for_the_trainer_to_handle(unable, monkeypatch):
     def graph(self, values, joined):
         raise torch.OutOfMemoryError('CUDA out of memory')
     monkeypatch.setattr(captured.CapturedLoss, '_graph', graph)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError) as error:
         unable[0](batch())
+    assert error.value.__context__ is None   # what was made is free before the step is tried again
 
     def ended(self, values, joined):
         try:
