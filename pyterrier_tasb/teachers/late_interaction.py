@@ -1,6 +1,7 @@
 """`LateInteraction`: a ColBERT-style scorer that re-ranks, teaches pairs and batches, and can itself be trained."""
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections import OrderedDict
@@ -284,9 +285,11 @@ class LateInteraction(pt.Estimator):
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
         other = with_settings(self, attributes)
-        encoder = self.module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length,
-                                           amp=other.amp)
-        other.module = TokenEncoder(encoder, self.module.projection, other.normalize).eval()
+        other.device = device_of(other.device)
+        module = self.module if other.device == self.device else copy.deepcopy(self.module).to(other.device)
+        encoder = module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length,
+                                      amp=other.amp)
+        other.module = TokenEncoder(encoder, module.projection, other.normalize).eval()
         other._cache = _VectorCache(other.cache_bytes)   # vectors of other settings are no use
         return other
 

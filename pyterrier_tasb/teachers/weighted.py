@@ -43,6 +43,10 @@ class WeightedSum(pt.Transformer):
                     break
         return [columns]
 
+    def subtransformers(self) -> dict[str, list[pt.Transformer]]:
+        """The teachers that are transformers, for `pt.inspect` and schematics."""
+        return {'teachers': [teacher for _, teacher in self.teachers if isinstance(teacher, pt.Transformer)]}
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with the sum as `score`, and `rank`."""
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)

@@ -129,6 +129,12 @@ def test_applied_attributes_take_effect_and_leave_the_original_as_it_was(teacher
     assert other != teacher
 
 
+def test_another_device_is_another_copy_of_the_weights(teacher):
+    elsewhere = pt.inspect.transformer_apply_attributes(teacher, device='meta')
+    assert elsewhere.module.encoder.device.type == elsewhere.device.type == 'meta'
+    assert teacher.module.encoder.device.type == 'cpu' and len(scores_of(teacher))
+
+
 def test_an_attribute_that_does_not_exist_is_refused(teacher):
     with pytest.raises(ValueError, match='rope'):
         teacher.apply_attributes(rope=1)

@@ -282,6 +282,8 @@ def test_a_sum_needs_the_columns_that_its_teachers_need(tiny_bert_dir):
     [columns] = pt.inspect.transformer_inputs(total)
     assert {'qid', 'docno', 'query', 'text'} == set(columns)
     assert 'score' in pt.inspect.transformer_outputs(total, columns)
+    assert pt.inspect.subtransformers(total) == {'teachers': [teacher for _, teacher in total.teachers]}
+    assert 'WeightedSum' in pt.schematic.draw(total)
 
 
 def test_late_interaction_takes_no_name_of_other_weights(tiny_bert_dir):
