@@ -290,7 +290,7 @@ class Fit:
         try:
             record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                            validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
-                           desc='TAS-Balanced', save_memory=self._halve_micro_batch, amp=encoder.amp, kept=self.kept)
+                           desc='TAS-Balanced', save_memory=self._save_memory, amp=encoder.amp, kept=self.kept)
         finally:
             self.__dict__.pop('_captured', None)   # and the memory of its graphs
         self.student._unfinished = None
@@ -318,15 +318,17 @@ class Fit:
     def _micro_batch_tokens(self, batch: int) -> int | None:
         return self.economies.micro_batch_tokens(batch, self.training.micro_batch_tokens)
 
-    def _halve_micro_batch(self, first: int, batch: TrainingBatch) -> bool:
+    def _save_memory(self, first: int, batch: TrainingBatch | None) -> bool:
         """Less memory from a batch on, with the same gradients: no captured steps, then half the tokens at a time.
 
-        False where a text alone is too much.
+        False where a text alone is too much, and where the in-batch teacher's are.
         """
         if self.__dict__.get('_captured') is not None:
             self._capture_no_more(first)
             pt.tqdm.write(f'{self.student!r}: out of GPU memory; going on without captured steps, which take more')
             return True
+        if batch is None:
+            return False
         lengths = batch.tokens.lengths
         half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
         if half < lengths.max():

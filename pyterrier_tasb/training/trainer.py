@@ -26,7 +26,7 @@ from .config import Training
 from .state import untouched_global_state
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-SaveMemory = Callable[[int, Any], bool]
+SaveMemory = Callable[[int, Any], bool]   # (a step's first batch, the batch, or None where it could not be made)
 _AHEAD = {'cuda': 2}   # batches made ahead; on a CPU the cores have enough to do
 _LATE = {'cuda'}   # where losses are read a step later than they are computed
 _EXPLODED = 1000.0   # times the largest loss that was logged
@@ -62,20 +62,30 @@ class TrainingRecord:
 class _Steps(Dataset):
     """Step number → (step number, batch), made in a thread `ahead` of their use: a GPU need not wait for the next."""
 
-    def __init__(self, batches: Batches, n_batches: int, ahead: int = 0, stride: int = 1) -> None:
+    def __init__(self, batches: Batches, n_batches: int, ahead: int = 0, stride: int = 1,
+                 save_memory: SaveMemory | None = None) -> None:
         self.batches, self.n_batches, self.ahead, self.stride = batches, n_batches, ahead, stride
+        self.save_memory = save_memory
         self._pool, self._made = ThreadPoolExecutor(1), {}
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __getitem__(self, step: int) -> tuple[int, Any]:
-        if not self.ahead:
-            return step, self.batches[step]
+        try:
+            return step, self._made_ahead(step) if self.ahead else self.batches[step]
+        except torch.OutOfMemoryError as error:   # of a live teacher, on the same GPU
+            if self.save_memory is None or not self.save_memory(step, None):
+                raise torch.OutOfMemoryError(
+                    f'{error} (in the in-batch teacher, which shares the GPU with the student: store its scores first, '
+                    'TeacherScores.build, or give it another device=)') from error
+        return step, self.again(step)
+
+    def _made_ahead(self, step: int) -> Any:  # noqa: ANN401
         for number in range(step, min(step + 1 + self.ahead * self.stride, self.n_batches), self.stride):
             if number not in self._made:
                 self._made[number] = self._pool.submit(self.batches.__getitem__, number)
-        return step, self._made.pop(step).result()
+        return self._made.pop(step).result()
 
     def again(self, step: int) -> Any:  # noqa: ANN401
         """A batch that was there before, made where all are: a teacher is asked by one thread."""
@@ -198,8 +208,10 @@ class _Trainer(Trainer):
                  loss: Loss, validate: Callable[[], dict[str, float]] | None, callbacks: list[TrainerCallback],
                  start: int, save_memory: SaveMemory | None) -> None:
         n_batches = training.steps * training.accumulation * args.world_size
+        save_memory = save_memory if args.world_size == 1 else None   # all processes would have to, at the same step
         super().__init__(module, args, data_collator=lambda items: items[0],
-                         train_dataset=_Steps(batches, n_batches, _AHEAD.get(args.device.type, 0), args.world_size),
+                         train_dataset=_Steps(batches, n_batches, _AHEAD.get(args.device.type, 0), args.world_size,
+                                              save_memory),
                          callbacks=callbacks,
                          eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
@@ -235,7 +247,7 @@ class _Trainer(Trainer):
         try:
             return super().training_step(model, inputs, num_items_in_batch)
         except torch.OutOfMemoryError as error:
-            if self.args.world_size > 1 or self.save_memory is None or not self.save_memory(first, inputs[1]):
+            if self.save_memory is None or not self.save_memory(first, inputs[1]):
                 raise
             del error   # and what its traceback holds
         # gradients may be half added: those of this step's batches so far are computed again
@@ -415,7 +427,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         desc: Label of the progress bar.
         extra_callbacks: Further `transformers.TrainerCallback`s.
         save_memory: Called with the number of the step's first batch and the batch for which the GPU's memory was too
-            small; True when `loss` will now take less, from that number on, and the step is done again.
+            small, None where that was when it was made; True when `loss` will now take less, from that number on, and
+            it is tried again. For one process.
         amp: The precision in which `module` computes; 'fp16' has its losses scaled, as its gradients would vanish.
         kept: Whether `output_dir` is there after the call, for messages.
 

@@ -187,6 +187,16 @@ def test_too_little_memory_first_ends_the_captures(unable, tiny_distilbert_dir, 
     assert said.count('going on without captured steps') == 1 and 'at a time' not in said
 
 
+def test_too_little_memory_for_the_teacher_ends_the_captures(tiny_distilbert_dir, tmp_path, capsys):
+    tasb = TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu')
+    fit = fitting.Fit(tasb, tmp_path, resume=False)
+    assert not fit._save_memory(2, None) and fit.economies.plain_from > 6   # nothing that the student could give up
+    fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
+    assert fit._save_memory(2, None) and fit.economies.plain_from == 2 and fit._captured is None
+    assert 'going on without captured steps' in capsys.readouterr().out
+    assert not fit._save_memory(2, None)
+
+
 def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir, toy_results, toy_qrels, monkeypatch,
                                                     tmp_path):
     def trained(folder=None):

@@ -158,6 +158,28 @@ def test_a_process_makes_only_its_own_batches_ahead(world_size):
     assert batches.asked == list(range(1, n, world_size)) and not steps._made
 
 
+@pytest.mark.parametrize('ahead', [0, 2])
+@pytest.mark.parametrize('helps', [True, False])
+def test_a_batch_that_memory_is_too_small_for_is_made_again_with_more(helps, ahead):
+    class Tight(Batches):
+        def __getitem__(self, number):
+            if number == 3 and not saved:
+                raise torch.OutOfMemoryError('CUDA out of memory')
+            return super().__getitem__(number)
+
+    def save_memory(first, batch):
+        if helps:
+            saved.append((first, batch))
+        return helps
+    saved, steps = [], trainer._Steps(Tight(), 6, ahead, save_memory=save_memory)
+    if helps:
+        assert [steps[number][1].number for number in range(6)] == list(range(6)) and saved == [(3, None)]
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match=r'memory \(in the in-batch teacher.*TeacherScores'):
+            [steps[number] for number in range(6)]
+    steps.close()
+
+
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_every_batch_is_asked_for_once_in_order(tmp_path, accumulation):
     batches = Batches()
