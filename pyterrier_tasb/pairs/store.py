@@ -21,8 +21,21 @@ _FILES = (*(f'{name}.npy' for name in _ARRAYS), 'qids.bin', 'qids.offsets.npy', 
 class ScoredPairs(pt.Artifact):
     """Training pairs by query, sorted by (query row, margin, positive, negative), so that margin bins are runs.
 
+    Query i has the pairs `indptr[i]` to `indptr[i + 1]`.
+
     Args:
         path: A directory that one of the `from_…` methods made.
+
+    Attributes:
+        qids: Q query ids, by query row.
+        docnos: D document ids, by document row.
+        indptr: int64[Q + 1].
+        pos: uint32[N], document rows of the positives.
+        neg: uint32[N], document rows of the negatives.
+        margin: float32[N], the teacher's t⁺ − t⁻, ascending within a query.
+        queries: Texts by query row, where they came with the pairs (`from_text_file`); else None.
+        docs: Texts by document row, where they came with the pairs; else None.
+        fingerprint: A hash of ids and arrays.
 
     Raises:
         ValueError: There are no pairs at `path`, or a file is damaged.

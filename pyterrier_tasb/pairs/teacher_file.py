@@ -66,8 +66,9 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
         path: Where the pairs go.
 
     Raises:
-        ValueError: A line is malformed or not utf-8; the message names file and line.
+        ValueError: `path` exists, or a line is malformed or not utf-8; the message names file and line.
     """
+    check_new(path, 'ScoredPairs')
     queries: dict[str, int] = {}
     docs: dict[str, int] = {}
     with atomic_dir(path) as part:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, atomic_file, fingerprint, read_json, write_json
+from .._files import atomic_dir, atomic_file, check_new, fingerprint, read_json, write_json
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
 _DRAWS_PER_CLUSTER = 10
@@ -142,8 +142,9 @@ class QueryClusters(pt.Artifact):
             The clusters at `path`.
 
         Raises:
-            FileExistsError: `path` is there already.
+            ValueError: `path` is there already.
         """
+        check_new(path, 'QueryClusters')
         with atomic_dir(path) as part:
             np.save(part / 'assignment.npy', self.assignment, allow_pickle=False)
             if self.centroids is not None:

@@ -110,6 +110,11 @@ class BatchPlan:
         return int(sizes.sum())
 
     def __getitem__(self, step: int) -> Batch:
+        """Batch `step`, from 0 on, as far as one likes.
+
+        Raises:
+            IndexError: `step` is negative.
+        """
         if step < 0:
             raise IndexError(f'step {step}: the first is 0')
         rng = _generators.of(self.seed, step)

@@ -141,7 +141,7 @@ def test_saved_clusters_come_back(vectors, tmp_path, load, centroids):
 
 def test_nothing_is_written_over(vectors, tmp_path):
     clusters = QueryClusters.fit(vectors, 4).save(tmp_path / 'clusters')
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match=r'clusters exists: QueryClusters\(.*\) opens it, or give another path'):
         QueryClusters.fit(vectors, 5).save(tmp_path / 'clusters')
     assert QueryClusters(tmp_path / 'clusters').fingerprint == clusters.fingerprint
 
