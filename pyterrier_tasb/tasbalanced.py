@@ -5,7 +5,7 @@ import copy
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import torch
 from . import retrieval
 from ._files import differences
 from ._locks import work_directory
+from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.precision import device_of, has_bf16
 from .encoding.settings import with_settings
 from .pairs import ScoredPairs
-from .pairs.checks import check_texts
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training
@@ -139,9 +139,25 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 v.columns(includes=text, mode='text_scorer')
             v.columns(includes=['query'], mode='query_encoder')
             v.columns(includes=[self.text_field], mode='doc_encoder')
-        if v.mode != 'text_scorer':   # which looks at what it reads
-            check_texts(inp, 'query' if v.mode == 'query_encoder' else self.text_field, context=self)
         return getattr(self, v.mode)()(inp)
+
+    def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """Adds `query_vec`.
+
+        Args:
+            verbose: Show progress; None takes this encoder's.
+            batch_size: Taken and not needed: texts are encoded without padding, by numbers of tokens.
+        """
+        return QueryEncoder(self, verbose=verbose, batch_size=batch_size)
+
+    def doc_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:
+        """Adds `doc_vec`.
+
+        Args:
+            verbose: Show progress; None takes this encoder's.
+            batch_size: Taken and not needed: texts are encoded without padding, by numbers of tokens.
+        """
+        return DocEncoder(self, verbose=verbose, batch_size=batch_size)
 
     def text_scorer(self, verbose: bool | None = None, batch_size: int | None = None,
                     sim_fn: pyterrier_dr.SimFn | None = None) -> pt.Transformer:
@@ -429,41 +445,3 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def __repr__(self) -> str:
         return f'TasBalanced({self.model_name!r})'
-
-
-class TextScorer(pyterrier_dr.biencoder.BiScorer):
-    """Adds `score` and `rank`, also to frames without qids, whose rows are ranked within their query."""
-
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Score rows that have a query or its vector, and a text or its vector."""
-        text_field = self.bi_encoder_model.text_field
-        with pt.validate.any(inp, context=self) as v:
-            for query in ('query_vec', 'query'):
-                for doc in ('doc_vec', text_field):
-                    v.columns(includes=[query, doc])
-        scores = np.einsum('nd,nd->n', self._vectors(inp, 'query_vec', 'query', self.bi_encoder_model.encode_queries),
-                           self._vectors(inp, 'doc_vec', text_field, self.bi_encoder_model.encode_docs))
-        out = inp.assign(score=scores.astype(np.float64))
-        group = next((name for name in ('qid', 'query') if name in inp.columns), None)
-        ranked = out['score'] if group is None else out.groupby(group, sort=False)['score']
-        return out.assign(rank=ranked.rank(method='first', ascending=False).astype(np.int64) - 1)
-
-    def _vectors(self, inp: pd.DataFrame, given: str, text: str, encode: Callable) -> np.ndarray:
-        if given not in inp.columns:
-            check_texts(inp, text, context=self.bi_encoder_model)
-            return encode(inp[text])
-        dim = self.bi_encoder_model.encoder.dim
-        return np.stack(inp[given].to_list()) if len(inp) else np.empty((0, dim), dtype=np.float32)
-
-    def fuse_rank_cutoff(self, k: int) -> None:
-        """A cut after scoring cannot come before it."""
-        return None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TextScorer) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple:
-        return self.bi_encoder_model, self.verbose, self.batch_size, self.sim_fn

@@ -65,12 +65,15 @@ def test_what_is_no_text_has_no_score_of_another(tasb, tiny_bert_dir, value, col
 
 
 @pytest.mark.parametrize('value', [None, float('nan'), 3])
-def test_what_is_no_text_has_no_vector(tasb, value):
-    for columns in (['qid', 'query'], ['docno', 'text']):
+def test_what_is_no_text_has_no_vector(tasb, toy_corpus, value, tmp_path):
+    dense = tasb.retriever(tasb.index(toy_corpus[:4], tmp_path / 'few.flex'))
+    for columns, encoders in ((['qid', 'query'], (tasb, tasb.query_encoder(), dense)),
+                              (['docno', 'text'], (tasb, tasb.doc_encoder()))):
         texts = frame(*columns).astype(object)
         texts[columns[1]] = ['rose gardening', value]
-        with pytest.raises(ValueError, match=f"1 of 2 values of column '{columns[1]}' are no text"):
-            tasb(texts)
+        for encodes in encoders:
+            with pytest.raises(ValueError, match=f"1 of 2 values of column '{columns[1]}' are no text"):
+                encodes(texts)
     with pytest.raises(ValueError, match='text 1 of 2 is no string'):
         tasb.encode_docs(['rose gardening', value])
 
