@@ -403,6 +403,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def copy(self) -> TasBalanced:
         """An encoder with weights of its own: keep one to compare before and after a fit."""
         other = copy.copy(self)
@@ -410,6 +411,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         other._encoding = other._view_for_encoding()
         return other
 
+    @torch.inference_mode(False)
     def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
         """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.
 

@@ -105,6 +105,7 @@ class Encoder(torch.nn.Module):
             model.pooler.requires_grad_(False)   # not used here, and several processes wait for every gradient
 
     @classmethod
+    @torch.inference_mode(False)   # what is made inside it can never be trained
     def load(cls, name_or_path: str | os.PathLike, *, pooling: str | None = None, normalize: bool | None = None,
              query_max_length: int | None = None, doc_max_length: int | None = None,
              device: str | torch.device | None = None, strategy: str = 'auto', amp: str = 'auto',

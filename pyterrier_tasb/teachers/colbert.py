@@ -34,6 +34,7 @@ class Checkpoint:
     settings: dict
 
 
+@torch.inference_mode(False)   # what is made inside it can never be trained
 def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int | None,
          device: torch.device, amp: str = 'auto') -> Checkpoint:
     """Read a checkpoint, whichever layout it has.

@@ -278,6 +278,7 @@ class LateInteraction(pt.Estimator):
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def apply_attributes(self, **attributes: Any) -> LateInteraction:  # noqa: ANN401
         """The same weights with other settings.
 
