@@ -145,7 +145,7 @@ def test_a_frame_is_refused_with_what_to_do(tmp_path):
 @pytest.mark.parametrize('ids', [
     ['d0'], ['d0001'], ['20240101120000'], ['é'], ['c130705d57319b04f39b8c77989e1a09'], [''], ['é', 'è', 'ê'],
     [f'a{i * i}' for i in range(256)] + ['x'], [f'a{i * i}' for i in range(300)] + ['жб'], ['ab', 'abc', 'abd'],
-    [3, 5]])
+    ['d0a', 'd0b', 'd1a'], ['x0c130705d5', 'x04f39b8c77'], [3, 5]])
 def test_docnos_come_back(tmp_path, ids):
     index = built(tmp_path / 'index', [{'docno': i, 'text': 'word 1'} for i in ids])
     ids = list(map(str, ids))
