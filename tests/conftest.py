@@ -99,6 +99,19 @@ def toy_results(_toy):
     return _toy[3].copy()
 
 
+@pytest.fixture
+def write_splits(toy_qrels):
+    """(folder, {split: topics}) → `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`, of columns `sep` apart, in a new folder."""
+    def write(folder, splits, sep='\t'):
+        folder.mkdir()
+        for split, topics in splits.items():
+            topics.to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
+            qrels = toy_qrels[toy_qrels['qid'].isin(topics['qid'])].assign(zero=0)
+            qrels[['qid', 'zero', 'docno', 'label']].to_csv(folder / f'qrels.{split}.tsv', sep=sep, header=False,
+                                                            index=False)
+    return write
+
+
 def _tokenizer():
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -51,17 +51,12 @@ def test_experiment_trains_rows_side_by_side_and_keeps_what_is_done(tmp_path, mi
 
 
 @pytest.fixture
-def own(tmp_path, toy_corpus, toy_topics, toy_qrels):
+def own(tmp_path, toy_corpus, toy_topics, write_splits):
     """The toy collection in the layout of files, without a dev split."""
     folder = tmp_path / 'own'
-    folder.mkdir()
+    write_splits(folder, {'train': toy_topics.iloc[:48], 'test': toy_topics.iloc[48:]})
     with gzip.open(folder / 'corpus.jsonl.gz', 'wt') as out:
         out.writelines(json.dumps(doc) + '\n' for doc in toy_corpus)
-    for split, topics in {'train': toy_topics.iloc[:48], 'test': toy_topics.iloc[48:]}.items():
-        topics.to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
-        qrels = toy_qrels[toy_qrels['qid'].isin(topics['qid'])]
-        qrels.assign(zero=0)[['qid', 'zero', 'docno', 'label']].to_csv(folder / f'qrels.{split}.tsv', sep='\t',
-                                                                      header=False, index=False)
     return folder
 
 
@@ -79,16 +74,11 @@ def test_own_collection_from_files(own, tmp_path, tiny_bert_dir, teacher):
 
 
 def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_dir, toy_corpus, toy_topics, toy_qrels,
-                                                          toy_results):
+                                                          toy_results, write_splits):
     folder = tmp_path / 'msmarco'
-    folder.mkdir()
-    (folder / 'collection.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"]}\n' for doc in toy_corpus))
     train, test = toy_topics.iloc[:30], toy_topics.iloc[45:]
-    splits = {'train': train, 'dev': toy_topics.iloc[30:], 'dev.small': test, 'dl19': test.iloc[:8]}
-    for split, topics in splits.items():
-        topics.to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
-        toy_qrels[toy_qrels['qid'].isin(topics['qid'])].assign(zero=0)[['qid', 'zero', 'docno', 'label']].to_csv(
-            folder / f'qrels.{split}.tsv', sep=' ', header=False, index=False)
+    write_splits(folder, {'train': train, 'dev': toy_topics.iloc[30:], 'dev.small': test, 'dl19': test.iloc[:8]}, ' ')
+    (folder / 'collection.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"]}\n' for doc in toy_corpus))
     scored = toy_results.merge(toy_qrels[toy_qrels['label'] > 0], on=['qid', 'docno'], how='left').fillna({'label': 0})
     with gzip.open(folder / 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv.gz', 'wt') as out:
         for qid in train['qid']:

@@ -13,7 +13,7 @@ from pyterrier_t5 import MonoT5ReRanker
 import pyterrier_tasb
 from pyterrier_tasb import LateInteraction, TasBalanced, TextStore, Training
 from pyterrier_tasb.baselines import bm25
-from pyterrier_tasb.collection import Collection
+from pyterrier_tasb.collection import SPLITS, Collection
 
 PAGES = Path(pyterrier_tasb.__file__).parent / 'pt_docs'
 README = Path(__file__).parents[1] / 'README.md'
@@ -33,30 +33,21 @@ def blocks(page):
 def small(kind, directory):
     """A class whose models are tiny and whose runs are short, whatever is asked for."""
     def make(name, **options):
-        local = {key: directory for key in ('in_batch_teacher',) if isinstance(options.get(key), str)}
-        training = options.pop('training', None) or Training()
-        return kind(name if Path(name).exists() else directory, training=training.replace(**SMALL),
-                    **{**options, **local})
+        if isinstance(options.get('in_batch_teacher'), str):
+            options['in_batch_teacher'] = directory
+        options['training'] = options.get('training', Training()).replace(**SMALL)
+        return kind(name if Path(name).exists() else directory, **options)
     return make
 
 
-def write_collection(folder, corpus, topics, qrels):
-    folder.mkdir()
-    (folder / 'corpus.jsonl').write_text(''.join(json.dumps(doc) + '\n' for doc in corpus))
-    for number, split in enumerate(('train', 'dev', 'test')):
-        mine = topics.iloc[number::3]
-        mine[['qid', 'query']].to_csv(folder / f'queries.{split}.tsv', sep='\t', header=False, index=False)
-        judged = qrels[qrels['qid'].isin(mine['qid'])].assign(zero=0)
-        judged[['qid', 'zero', 'docno', 'label']].to_csv(folder / f'qrels.{split}.tsv', sep='\t', header=False,
-                                                         index=False)
-    return Collection(folder)
-
-
 @pytest.fixture
-def names(tiny_distilbert_dir, tiny_t5_dir, toy_corpus, toy_topics, toy_qrels, tmp_path, monkeypatch):
+def names(tiny_distilbert_dir, tiny_t5_dir, toy_corpus, toy_topics, write_splits, tmp_path, monkeypatch):
     """What the pages say that their readers have."""
     monkeypatch.chdir(tmp_path)
-    data = write_collection(tmp_path / 'YOUR_DIRECTORY', toy_corpus, toy_topics.iloc[::2], toy_qrels)
+    folder = tmp_path / 'YOUR_DIRECTORY'
+    write_splits(folder, {split: toy_topics.iloc[2 * i::6] for i, split in enumerate(SPLITS)})
+    (folder / 'corpus.jsonl').write_text(''.join(json.dumps(doc) + '\n' for doc in toy_corpus))
+    data = Collection(folder)
     monkeypatch.setattr(pyterrier_tasb, 'TasBalanced', small(TasBalanced, tiny_distilbert_dir))
     monkeypatch.setattr(pyterrier_tasb, 'LateInteraction', small(LateInteraction, tiny_distilbert_dir))
     monkeypatch.setattr('huggingface_hub.HfApi.create_repo', lambda self, repo_id, **options: None)
@@ -72,7 +63,7 @@ def names(tiny_distilbert_dir, tiny_t5_dir, toy_corpus, toy_topics, toy_qrels, t
             'monoT5': MonoT5ReRanker(tiny_t5_dir, tiny_t5_dir, batch_size=32, verbose=False),
             'train_results': (sparse >> data.text_loader())(topics),
             **{f'{split}_{what}': getattr(data, f'get_{what}')(split)
-               for split in ('train', 'dev', 'test') for what in ('topics', 'qrels')}}
+               for split in SPLITS for what in ('topics', 'qrels')}}
 
 
 @pytest.mark.parametrize('page, n', [('how-to.rst', 10), ('index.rst', 1)])
