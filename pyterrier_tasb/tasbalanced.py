@@ -21,7 +21,7 @@ from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.precision import device_of, has_bf16
-from .encoding.settings import with_settings
+from .encoding.settings import copied, with_settings
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
@@ -403,15 +403,13 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
-    @torch.inference_mode(False)
     def copy(self) -> TasBalanced:
         """An encoder with weights of its own: keep one to compare before and after a fit."""
         other = copy.copy(self)
-        other.encoder, other._learning_in = copy.deepcopy(self.encoder), None
+        other.encoder, other._learning_in = copied(self.encoder), None
         other._encoding = other._view_for_encoding()
         return other
 
-    @torch.inference_mode(False)
     def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
         """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.
 
@@ -419,9 +417,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
         other = with_settings(self, attributes)
-        other.device = device_of(other.device)
         if other.device != self.device:
-            other.encoder = copy.deepcopy(self.encoder).to(other.device)
+            other.encoder = copied(self.encoder, other.device)
             other._encoding = other._view_for_encoding()
         if {'query_max_length', 'doc_max_length', 'amp'} & set(attributes):
             other.encoder = other.encoder.view(query_max_length=other.query_max_length,

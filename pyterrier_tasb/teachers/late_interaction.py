@@ -1,7 +1,6 @@
 """`LateInteraction`: a ColBERT-style scorer that re-ranks, teaches pairs and batches, and can itself be trained."""
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
-from ..encoding.settings import with_settings
+from ..encoding.settings import copied, with_settings
 from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
@@ -278,7 +277,6 @@ class LateInteraction(pt.Estimator):
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
-    @torch.inference_mode(False)
     def apply_attributes(self, **attributes: Any) -> LateInteraction:  # noqa: ANN401
         """The same weights with other settings.
 
@@ -286,8 +284,7 @@ class LateInteraction(pt.Estimator):
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
         other = with_settings(self, attributes)
-        other.device = device_of(other.device)
-        module = self.module if other.device == self.device else copy.deepcopy(self.module).to(other.device)
+        module = self.module if other.device == self.device else copied(self.module, other.device)
         encoder = module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length,
                                       amp=other.amp)
         other.module = TokenEncoder(encoder, module.projection, other.normalize).eval()
