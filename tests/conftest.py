@@ -101,7 +101,7 @@ def toy_results(_toy):
 
 @pytest.fixture
 def write_splits(toy_qrels):
-    """(folder, {split: topics}) → `queries.SPLIT.tsv` and `qrels.SPLIT.tsv`, of columns `sep` apart, in a new folder."""
+    """(folder, {split: topics}) → queries.SPLIT.tsv and qrels.SPLIT.tsv, whose columns `sep` parts, in a new folder."""
     def write(folder, splits, sep='\t'):
         folder.mkdir()
         for split, topics in splits.items():
