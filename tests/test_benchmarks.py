@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from pyterrier_tasb.encoding.precision import has_bf16
@@ -12,9 +13,9 @@ BENCHMARKS = Path(__file__).parent.parent / 'benchmarks'
 BF16 = has_bf16(torch.device('cpu'))
 
 
-def _run(name, *arguments, cwd):
+def _run(name, *arguments, cwd, **environment):
     done = subprocess.run([sys.executable, str(BENCHMARKS / name), *map(str, arguments)], cwd=cwd, text=True,
-                          capture_output=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+                          capture_output=True, env={**os.environ, 'HF_HUB_OFFLINE': '1', **environment})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert 'torch 2.' in done.stdout and 'threads' in done.stdout   # the machine and the versions
     return done.stdout
@@ -71,3 +72,10 @@ def test_gpu_profile(tmp_path):
                cwd=tmp_path)
     for row in ('products', 'optimiser', 'gaps', 'a step'):
         assert f'| {row} |' in out
+
+
+def test_gpu_tiles(tmp_path):
+    pytest.importorskip('triton')
+    out = _run('gpu_tiles.py', '--device', 'cpu', '--batch-sizes', 1, '--blocks', 64, '--warps', 1, '--rows', 32,
+               '--columns', 128, '--heads', 1, cwd=tmp_path, TRITON_INTERPRET='1')
+    assert '| 1 | 64 | 1 |' in out and '| 1 | 32 | 128 |' in out

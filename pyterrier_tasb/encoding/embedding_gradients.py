@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 import triton
 import triton.language as tl
 
-_ROWS, _COLUMNS = 32, 128   # of a program's tile
+ROWS, COLUMNS = 32, 128   # of a program's tile
 
 
 @triton.jit
@@ -49,8 +49,8 @@ class _Lookup(torch.autograd.Function):
         (ids, order, bounds), found = ctx.saved_tensors, ctx.found.zero_()
         width = grad.shape[-1]
         with torch.cuda.device_of(grad):   # Triton launches on the thread's device, wherever the tensors are
-            _sums[len(bounds) - 1, triton.cdiv(width, _COLUMNS)](
-                grad.contiguous(), ids, order, bounds, found, width, ctx.padding, ROWS=_ROWS, COLUMNS=_COLUMNS)
+            _sums[len(bounds) - 1, triton.cdiv(width, COLUMNS)](
+                grad.contiguous(), ids, order, bounds, found, width, ctx.padding, ROWS=ROWS, COLUMNS=COLUMNS)
         return found, None, None, None, None, None
 
 

@@ -194,11 +194,11 @@ def _inputs(batch: TrainingBatch, encoder: Encoder) -> dict[str, np.ndarray]:
     values = {'ids': ids, 'positions': positions, 'rows': batch.rows.numpy(), 'bounds': bounds,
               'margin': batch.margin.float().numpy()}
     for name in ('ids', 'positions'):
-        values[f'{name}_order'], values[f'{name}_bounds'] = _sorted(values[name])
+        values[f'{name}_order'], values[f'{name}_bounds'] = sorted_places(values[name])
     return values if batch.in_batch is None else {**values, 'in_batch': batch.in_batch.float().numpy()}
 
 
-def _sorted(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sorted_places(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int32[T], the places of T ids sorted by id; int32[T + 1], where each id begins in them, and the end."""
     small = ids.astype(np.uint16) if ids.max() < 2**16 else ids   # sorted by radix, several times as fast
     order = np.argsort(small, kind='stable').astype(np.int32)

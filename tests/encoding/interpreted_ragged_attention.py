@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyterrier_tasb.encoding import embedding_gradients, ragged_attention
-from pyterrier_tasb.training.captured import _sorted
+from pyterrier_tasb.training.captured import sorted_places
 
 ragged_attention.BLOCK = 16   # the interpreter takes its time
 LENGTHS = [1, 3, 18, 0, 40, 32]   # an empty text, ends within blocks and at one
@@ -142,7 +142,7 @@ def test_gradients_of_sorted_ids_are_those_of_embeddings(padding):
     def gradient():
         return torch.autograd.grad((module(given) * weight).sum(), module.weight)[0]
     expected, found = gradient(), torch.full((10, 150), torch.nan)
-    with embedding_gradients.used(module, *map(torch.from_numpy, _sorted(ids)), found):
+    with embedding_gradients.used(module, *map(torch.from_numpy, sorted_places(ids)), found):
         for _ in range(2):
             assert gradient().data_ptr() == found.data_ptr()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
