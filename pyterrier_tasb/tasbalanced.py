@@ -137,8 +137,9 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             for text in (['query', self.text_field], ['query_vec', self.text_field], ['query', 'doc_vec'],
                          ['query_vec', 'doc_vec']):
                 v.columns(includes=text, mode='text_scorer')
-            v.columns(includes=['query'], mode='query_encoder')
-            v.columns(includes=[self.text_field], mode='doc_encoder')
+            # results whose text was forgotten are no queries: their old scores would pass for this encoder's
+            v.columns(includes=['query'], excludes=['docno'], mode='query_encoder')
+            v.columns(includes=[self.text_field], excludes=['qid'], mode='doc_encoder')
         return getattr(self, v.mode)()(inp)
 
     def query_encoder(self, verbose: bool | None = None, batch_size: int | None = None) -> pt.Transformer:

@@ -158,9 +158,10 @@ def test_a_cut_before_the_reranker_reaches_the_search(world):
     pd.testing.assert_frame_equal(fused(world.topics), (world.dense % 10)(world.topics))
 
 
-def test_a_forgotten_text_loader_is_found_before_anything_runs(world):
-    forgetful = world.tasb.retriever(world.index) >> world.late
-    with pytest.raises(ValueError, match='LateInteraction'):
+@pytest.mark.parametrize('scorer', ['late', 'tasb'])
+def test_a_forgotten_text_loader_is_found_before_anything_runs(world, scorer):
+    forgetful = world.tasb.retriever(world.index) >> getattr(world, scorer)
+    with pytest.raises(ValueError, match={'late': 'LateInteraction', 'tasb': 'TasBalanced'}[scorer]):
         pt.Experiment([forgetful], world.topics, world.qrels, MEASURES, validate='error')
 
 

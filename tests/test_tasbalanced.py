@@ -54,6 +54,13 @@ def test_a_missing_column_names_the_transformer(tasb):
         tasb(pd.DataFrame([{'qid': 'q1', 'docno': 'd1'}]))
 
 
+@pytest.mark.parametrize('columns', [['qid', 'query', 'docno'], ['qid', 'docno', 'text'],
+                                     ['qid', 'query', 'docno', 'query_vec']])
+def test_results_without_text_or_query_do_not_keep_the_score_that_they_have(tasb, columns):
+    with pytest.raises(pt.validate.InputValidationError, match='TasBalanced'):
+        tasb(frame(*columns).assign(score=1.0))
+
+
 @pytest.mark.parametrize('value', [None, float('nan'), pd.NA, 3])
 @pytest.mark.parametrize('column', ['query', 'text'])
 def test_what_is_no_text_has_no_score_of_another(tasb, tiny_bert_dir, value, column):
