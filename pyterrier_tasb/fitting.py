@@ -39,7 +39,7 @@ from .pairs.examples import (
     text_loader,
 )
 from .sampling import BatchPlan, QueryClusters, default_k
-from .teachers import CachedScorer, bind_in_batch_teacher
+from .teachers import CachedScorer, bind_in_batch_teacher, in_batch_teacher_of
 from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
@@ -72,6 +72,7 @@ class Fit:
         check_trains(student.amp, student.encoder.device)
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
+        self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
         self.validation: str | None = None   # a fingerprint of the validation data
         self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
@@ -82,6 +83,32 @@ class Fit:
             'base_model': self.base_name, 'training': self.training.to_dict(),
             'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
         self.started = time.perf_counter()
+
+    def check_teachers(self) -> None:
+        """See what is wrong with them before any of them scores anything.
+
+        Raises:
+            ValueError: No loss has a teacher, or a teacher is none.
+        """
+        student, training = self.student, self.training
+        if not self._in_batch_teacher_asked and not training.pairwise_weight:
+            raise ValueError(f'nothing would be learnt: Training(pairwise_weight=0, in_batch_weight='
+                             f'{training.in_batch_weight:g}) with in_batch_teacher={student.in_batch_teacher!r}: give '
+                             'in_batch_teacher=, or a pairwise_weight above 0')
+        if not isinstance(student.pairwise_teacher, (pt.Transformer, type(None))):
+            raise ValueError(f'pairwise_teacher={student.pairwise_teacher!r} cannot teach: give a transformer that '
+                             'scores (query, text), or None for the scores that arrive')
+        if self._in_batch_teacher_asked:
+            self._in_batch_teacher   # noqa: B018
+
+    @property
+    def _in_batch_teacher_asked(self) -> bool:
+        return self.student.in_batch_teacher is not None and self.training.in_batch_weight > 0
+
+    @cached_property
+    def _in_batch_teacher(self) -> Any:  # noqa: ANN401
+        """Loaded, where the user gave a name."""
+        return in_batch_teacher_of(self.student.in_batch_teacher)
 
     # ---- what to learn from ------------------------------------------------------------------------------------
 
@@ -96,7 +123,7 @@ class Fit:
                            teacher=self._pairwise_teacher(), text_field=student.text_field,
                            scores_needed=self._scores_needed,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
-                           claim=self._claim)
+                           claim=self._claim, check_number=self._check_number)
         self.report['dropped'] = examples.dropped
         if found and self._scores_needed and student.pairwise_teacher is not None:
             check_pairs(examples, student.pairwise_teacher, self.folder, self._teacher_name(), student.text_field)
@@ -158,13 +185,16 @@ class Fit:
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
         return ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
 
-    def _check_usable(self, pairs: ScoredPairs) -> None:
-        if pairs.n_queries < self.training.batch_size:
-            raise ValueError(f'{pairs.n_queries} queries have training pairs, fewer than a batch of '
+    def _check_number(self, queries: int) -> None:
+        if queries < self.training.batch_size:
+            raise ValueError(f'{queries} queries have positives to learn from, fewer than a batch of '
                              f'{self.training.batch_size}: give more queries, or Training(batch_size=…)')
-        if self.training.clusters is not None and self.training.clusters > pairs.n_queries:
+        if self.training.clusters is not None and self.training.clusters > queries:
             raise ValueError(f'Training(clusters={self.training.clusters}) asks for more clusters than there are '
-                             f'queries with pairs ({pairs.n_queries})')
+                             f'queries with positives ({queries})')
+
+    def _check_usable(self, pairs: ScoredPairs) -> None:
+        self._check_number(pairs.n_queries)
         if self._scores_needed and not np.any(pairs.margin):
             raise ValueError(f'all {len(pairs):,} margins are 0, there is nothing to imitate: give pairwise_teacher=, '
                              "or train without a teacher, Training(pairwise_loss='ranknet')")
@@ -202,19 +232,17 @@ class Fit:
         """Topics of the training queries; None for random batches."""
         if self.training.sampling == 'random':
             return None
-        given, path = self.student.clusters, self.folder / 'clusters'
+        given, path = self._given_clusters, self.folder / 'clusters'
         if isinstance(given, QueryClusters):
-            if len(given.assignment) != examples.pairs.n_queries:
-                raise ValueError(f'clusters= are of {len(given.assignment)} queries, the pairs of '
-                                 f'{examples.pairs.n_queries}: cluster the queries of these pairs')
-            return given
+            return given.of_queries(examples.pairs.qids)
         if given is not None:
             return QueryClusters.read_text(given, examples.pairs.qids)
         if not path.exists():
             training = self.training
             k = training.clusters or default_k(examples.pairs.n_queries, self._n_batches * training.clusters_per_batch)
             with self._query_vectors(examples) as vectors:
-                QueryClusters.fit(vectors, k, spherical=training.spherical, seed=training.seed).save(path)
+                QueryClusters.fit(vectors, k, qids=examples.pairs.qids, spherical=training.spherical,
+                                  seed=training.seed).save(path)
         return QueryClusters(path)
 
     @contextmanager
@@ -251,8 +279,8 @@ class Fit:
             'plan': plan.fingerprint, 'queries': examples.queries.fingerprint, 'docs': examples.docs.fingerprint,
             'validation': self.validation, 'in_batch_teacher': self.report['in_batch_teacher']}, 'training.json')
         teacher = None
-        if self.student.in_batch_teacher is not None and training.in_batch_weight > 0:
-            teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
+        if self._in_batch_teacher_asked:
+            teacher = bind_in_batch_teacher(self._in_batch_teacher, examples.queries, examples.docs,
                                             self.folder / 'teacher-vectors', plan, self._n_batches)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
@@ -386,10 +414,30 @@ class Fit:
     def _claim(self, data: dict[str, Any]) -> None:
         """Mark the work directory as this run's, or refuse one that is another's."""
         student = self.student
-        ours = {**data, 'student': self.base_name, 'weights': self.base_weights, 'amp': student.amp,
-                'lengths': list(student.max_length),
-                **{f'Training.{name}': value for name, value in self.training.to_dict().items() if name != 'report_to'}}
+        # not its name: a model directory may be named in several ways, and may have moved
+        ours = {**data, 'weights': self.base_weights, 'tokenizer': student.encoder.tokenizer_fingerprint,
+                'amp': student.amp, 'lengths': list(student.max_length),
+                **{f'Training.{name}': value for name, value in self.training.deciding().items()}}
         claim(self.folder, 'work', ours)
+
+
+def _opened(clusters: QueryClusters | str | os.PathLike | None) -> QueryClusters | Path | None:
+    """What `clusters=` names: clusters with ids, or a file that has them.
+
+    Raises:
+        ValueError: There is none, or it does not say whose clusters they are.
+    """
+    if isinstance(clusters, (str, os.PathLike)):
+        path = Path(clusters)
+        if not path.exists():
+            raise ValueError(f'clusters={str(clusters)!r} is not there: give a cluster file in the published text '
+                             'format, or what QueryClusters.save() wrote')
+        clusters = QueryClusters(path) if path.is_dir() else path
+    if isinstance(clusters, QueryClusters):
+        clusters.check_named()
+    if not isinstance(clusters, (QueryClusters, Path, type(None))):
+        raise ValueError(f'clusters={clusters!r}: give QueryClusters, or the path of a cluster file')
+    return clusters
 
 
 def _query_of(topics: pd.DataFrame, qids: pd.Series) -> pd.Series:

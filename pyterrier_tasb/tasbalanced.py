@@ -68,8 +68,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             corpus: A text store or anything with a text loader, for the text of candidates and of positives that they
                 lack. A text store's texts are not copied, and its tokens serve training, validation, a teacher with the
                 same tokenizer and length, and :meth:`index`.
-            clusters: Query clusters, or a cluster file in the published text format; None clusters the training
-                queries.
+            clusters: Query clusters with ids (:class:`QueryClusters`, or the directory of saved ones), or a cluster
+                file in the published text format; None clusters the training queries.
             cluster_encoder: Encodes the training queries for clustering; None takes this encoder, untrained.
             training: Hyper-parameters.
             query_max_length: Tokens of a query; None takes what the directory says, else 30 (the paper).
@@ -233,7 +233,9 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 finds and all that is relevant (the paper's pool).
             qrels_va: Validation qrels.
             pairs: Scored pairs, or an iterable in the vocabulary of ir_datasets' docpairs.
-            work_dir: Keeps pairs, tokens, clusters, teacher scores, checkpoints and the model; None keeps nothing.
+            work_dir: Keeps pairs, tokens, clusters, teacher scores and checkpoints, so that the same call with
+                `resume=True` goes on, or ends at once where it was done; :meth:`save` writes the model. None keeps
+                nothing.
             resume: Continue what an interrupted call with the same `work_dir` began.
 
         Returns:
@@ -248,6 +250,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         with work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
             with main_process_first(self.device):
+                fit.check_teachers()
                 pool = fit.validation_pool(topics_or_res_va, qrels_va)             # when to stop
                 examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)         # what to learn from
                 clusters = fit.clusters(examples)                                  # topics, once

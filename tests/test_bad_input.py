@@ -149,7 +149,7 @@ CASES = {
                                  'corpus='),
     'a corpus that loads no text': (lambda g: g.fit(g.results.drop(columns='text'), g.qrels, corpus=7), 'corpus=7'),
     'fewer queries than a batch': (lambda g: g.fit(g.results, g.qrels, training=TRAINING.replace(batch_size=61)),
-                                   '60 queries have training pairs, fewer than a batch of 61'),
+                                   '60 queries have positives to learn from, fewer than a batch of 61'),
     'more clusters than queries': (lambda g: g.fit(g.results, g.qrels, training=TRAINING.replace(clusters=61)),
                                    'more clusters'),
     'pairs without topics': (lambda g: g.fit(pairs=g.pairs()), "queries' texts"),
@@ -157,7 +157,19 @@ CASES = {
     'pairs of unknown queries': (lambda g: g.fit(g.topics.iloc[5:], pairs=g.pairs(), training=TRAINING.replace(
         batch_size=1, clusters=1), corpus=g.loader), "queries of the pairs have no text in the topics"),
     'clusters of other queries': (lambda g: g.fit(g.results, g.qrels, clusters=QueryClusters.from_assignment(
-        np.zeros(3))), 'clusters= are of 3 queries'),
+        np.zeros(3), qids=['a', 'b', 'c'])), 'none of its 3 query ids is a training query'),
+    'clusters of no queries': (lambda g: g.fit(g.results, g.qrels, clusters=QueryClusters.from_assignment(
+        np.zeros(60))), 'does not say which queries these are'),
+    'clusters that are not there': (lambda g: g.fit(g.results, g.qrels, clusters=str(g.folder / 'nowhere')),
+                                    'nowhere.* is not there: give a cluster file'),
+    'clusters that are none': (lambda g: g.fit(g.results, g.qrels, clusters=7), 'clusters=7: give QueryClusters'),
+    'ids for other clusters': (lambda g: QueryClusters.from_assignment(np.zeros(3), qids=['a', 'a', 'b']),
+                               '3 qids, 2 of them different, for 3 queries'),
+    'more clusters in a batch than queries': (lambda g: TRAINING.replace(clusters_per_batch=100), 'at most the batch'),
+    'a pairwise teacher that cannot teach': (lambda g: g.fit(g.results, g.qrels, pairwise_teacher=7),
+                                             'pairwise_teacher=7 cannot teach'),
+    'nothing to imitate or to rank': (lambda g: g.fit(g.results, g.qrels, training=TRAINING.replace(
+        pairwise_weight=0)), 'nothing would be learnt'),
     'an in-batch teacher that cannot teach': (lambda g: g.fit(g.results, g.qrels, in_batch_teacher=7),
                                               'in_batch_teacher=7 cannot teach'),
     'no teachers to sum': (lambda g: WeightedSum([]), 'at least one'),

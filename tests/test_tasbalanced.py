@@ -1,5 +1,6 @@
 """`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
 import threading
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import pytest
 import torch
 from ir_measures import RR, nDCG
 
-from pyterrier_tasb import LateInteraction, TasBalanced, TextStore, Training
+from pyterrier_tasb import LateInteraction, QueryClusters, TasBalanced, TextStore, Training
 from pyterrier_tasb.encoding import encoder, token_store, tokenise
 from pyterrier_tasb.encoding.encoder import weights_fingerprint
 from pyterrier_tasb.training.dual import dual_loss
@@ -370,6 +371,50 @@ def test_nothing_is_encoded_with_weights_that_another_thread_trains(tiny_bert_di
     assert alone.encode_queries(['rose']).shape == (1, 32)
 
 
+def test_nothing_is_scored_where_what_comes_after_cannot_work(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    teacher = pt.apply.doc_score(lambda row: pytest.fail('the teacher was asked'))
+    for wrong, message in (({'in_batch_teacher': 7}, 'cannot teach'), ({'clusters': tmp_path / 'lost'}, 'is not there'),
+                           ({'in_batch_teacher': str(tmp_path / 'lost')}, 'lost'),
+                           ({'training': FAST.replace(batch_size=61)}, '60 queries'),
+                           ({'training': FAST.replace(clusters=61)}, 'more clusters'),
+                           ({'training': FAST.replace(pairwise_weight=0)}, 'nothing would be learnt')):
+        tasb = TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, **{'training': FAST, **wrong})
+        with pytest.raises(ValueError, match=message):
+            tasb.fit(toy_results, toy_qrels)
+
+
+@pytest.mark.parametrize('given', ['clusters', 'their directory'])
+def test_clusters_are_those_of_their_queries_whatever_the_order(tiny_bert_dir, toy_topics, toy_results, toy_qrels,
+                                                                tmp_path, given):
+    topics = toy_topics.sample(frac=1, random_state=0)
+    clusters = QueryClusters.from_assignment(pd.factorize(topics['query'].str.split().str[-1])[0], qids=topics['qid'])
+    if given == 'their directory':
+        clusters = clusters.save(tmp_path / 'clusters').path
+    plan, queries, _ = TasBalanced(tiny_bert_dir, clusters=clusters, training=FAST.replace(clusters=None)).batch_plan(
+        toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    for step in range(4):
+        assert len({query.split()[-1] for query in queries.take(plan[step].query)}) == 1
+
+
+@pytest.mark.parametrize('in_batch_loss', ['margin-mse', 'kl', 'listnet', 'lambda'])
+def test_a_batch_of_one_query(tiny_bert_dir, toy_results, toy_qrels, in_batch_loss, recwarn):
+    training = FAST.replace(batch_size=1, in_batch_loss=in_batch_loss)
+    tasb = TasBalanced(tiny_bert_dir, in_batch_teacher=_scorer(1), training=training).fit(toy_results, toy_qrels)
+    assert np.isfinite([entry['loss'] for entry in tasb.record['history'] if 'loss' in entry]).all()
+    assert tasb.record['calibration']['in_batch_factor'] == 1.0 and tasb.record['calibration']['in_batch'] is None
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+def test_a_run_goes_on_under_another_name_and_with_another_log(tiny_bert_dir, toy_results, toy_qrels, tmp_path,
+                                                               monkeypatch):
+    done = TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    monkeypatch.chdir(Path(tiny_bert_dir).parent)
+    again = TasBalanced(f'./{Path(tiny_bert_dir).name}', training=FAST.replace(log_every=1, save_every=1))
+    again.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
+    for a, b in zip(again.model.state_dict().values(), done.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
     TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
     other = TasBalanced(tiny_bert_dir, training=FAST.replace(learning_rate=2e-3))
@@ -379,7 +424,7 @@ def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, 
 
 def test_fewer_queries_than_a_batch(tiny_bert_dir, toy_results, toy_qrels):
     tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(batch_size=61))
-    with pytest.raises(ValueError, match='60 queries have training pairs, fewer than a batch of 61'):
+    with pytest.raises(ValueError, match='60 queries have positives to learn from, fewer than a batch of 61'):
         tasb.fit(toy_results, toy_qrels)
 
 

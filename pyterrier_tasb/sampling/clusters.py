@@ -35,6 +35,12 @@ class QueryClusters(pt.Artifact):
     Args:
         path: A directory that :meth:`save` made.
 
+    Attributes:
+        assignment: int32[Q], the cluster of query row i; −1 where it has none.
+        centroids: float32[k, D], or None where they are not known.
+        n_clusters: k.
+        qids: str[Q], the query of row i; None where that was not said, and rows are those of a run's pairs.
+
     Raises:
         ValueError: There are no clusters at `path`, or a file is damaged.
     """
@@ -45,36 +51,40 @@ class QueryClusters(pt.Artifact):
         super().__init__(str(path))
         folder = Path(path)
         if not (folder / 'pt_meta.json').exists():
-            raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors).save(path), or '
+            raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors, qids=…).save(path), or '
                              'read_text(…).save(path), makes them')
-        meta, centroids = read_json(folder / 'pt_meta.json'), folder / 'centroids.npy'
+        meta = read_json(folder / 'pt_meta.json', needs=['fingerprint', 'n_clusters'])
         try:
-            self._set(np.load(folder / 'assignment.npy', allow_pickle=False),
-                      np.load(centroids, allow_pickle=False) if centroids.exists() else None, meta['n_clusters'])
+            assignment, centroids, qids = (np.load(file, allow_pickle=False) if file.exists() else None for file in (
+                folder / 'assignment.npy', folder / 'centroids.npy', folder / 'qids.npy'))
         except (EOFError, OSError, ValueError) as error:
             raise ValueError(f'{folder} is damaged ({error}); delete it and cluster again') from error
-        if self.fingerprint != meta['fingerprint']:
+        if fingerprint(assignment, qids) != meta['fingerprint']:   # before a look into ids, which may be no characters
             raise ValueError(f'{folder} is damaged: its assignment is not the one that was written; delete it and '
                              'cluster again')
+        self._set(assignment, centroids, meta['n_clusters'], qids)
 
     @classmethod
     def from_assignment(cls, assignment: np.ndarray, centroids: np.ndarray | None = None,
-                        n_clusters: int | None = None) -> QueryClusters:
+                        n_clusters: int | None = None, qids: Sequence[str] | None = None) -> QueryClusters:
         """Clusters that are known already, in memory; :meth:`save` writes them.
 
         Args:
             assignment: int[Q], the cluster of query row i; −1 where it has none.
             centroids: float32[k, D], or None where they are not known.
             n_clusters: k; None takes the largest cluster in `assignment`.
+            qids: The query of row i; `TasBalanced(clusters=…)` needs them.
 
         Raises:
-            ValueError: A cluster number is no whole number or out of range, or no query has a cluster.
+            ValueError: A cluster number is no whole number or out of range, no query has a cluster, or ids are not as
+                many as rows, or come twice.
         """
         clusters = cls.__new__(cls)
-        clusters._set(assignment, centroids, n_clusters)
+        clusters._set(assignment, centroids, n_clusters, qids)
         return clusters
 
-    def _set(self, assignment: np.ndarray, centroids: np.ndarray | None, n_clusters: int | None) -> None:
+    def _set(self, assignment: np.ndarray, centroids: np.ndarray | None, n_clusters: int | None,
+             qids: Sequence[str] | None) -> None:
         self.assignment = _whole_numbers(np.asarray(assignment))
         self.centroids = centroids
         if self.assignment.ndim != 1 or not (self.assignment >= 0).any():
@@ -83,6 +93,11 @@ class QueryClusters(pt.Artifact):
         if self.assignment.min() < -1 or self.assignment.max() >= self.n_clusters:
             raise ValueError(f'clusters are numbered {self.assignment.min()} to {self.assignment.max()}: '
                              f'expected 0 to {self.n_clusters - 1}, or -1 for none')
+        self.qids = None if qids is None else np.asarray(list(map(str, qids)), dtype=str)
+        different = len(self.assignment) if self.qids is None else len(np.unique(self.qids))
+        if self.qids is not None and not different == len(self.qids) == len(self.assignment):
+            raise ValueError(f'{len(self.qids)} qids, {different} of them different, for {len(self.assignment)} '
+                             'queries: give one for each row')
         self._order = np.argsort(self.assignment, kind='stable')
         self._starts = np.searchsorted(self.assignment[self._order], np.arange(self.n_clusters + 1))
 
@@ -100,14 +115,16 @@ class QueryClusters(pt.Artifact):
         """A hash of the assignment."""
         return fingerprint(self.assignment)
 
+
     @classmethod
-    def fit(cls, vectors: np.ndarray, k: int | None = None, *, spherical: bool = False, iterations: int | None = None,
-            seed: int = 0) -> QueryClusters:
+    def fit(cls, vectors: np.ndarray, k: int | None = None, *, qids: Sequence[str] | None = None,
+            spherical: bool = False, iterations: int | None = None, seed: int = 0) -> QueryClusters:
         """Cluster query vectors with k-means.
 
         Args:
             vectors: float32[Q, D]; a memory map is read in pieces.
             k: Clusters; None takes :func:`default_k`.
+            qids: The query of row i; `TasBalanced(clusters=…)` needs them.
             spherical: Unit-length centroids and assignment by inner product, as the reference code does, instead of
                 Euclidean distance (the paper).
             iterations: Rounds; None takes 25, or 10 for spherical (the reference code's).
@@ -133,7 +150,7 @@ class QueryClusters(pt.Artifact):
         kmeans.train(vectors)
         nearest = [kmeans.index.search(vectors[start:start + _ROWS], 1)[1][:, 0]
                    for start in range(0, n_queries, _ROWS)]
-        return cls.from_assignment(np.concatenate(nearest), kmeans.centroids, k)
+        return cls.from_assignment(np.concatenate(nearest), kmeans.centroids, k, qids)
 
     def save(self, path: str | os.PathLike) -> QueryClusters:
         """Write a directory that `QueryClusters(path)` and `pt.Artifact.load(path)` read.
@@ -149,9 +166,11 @@ class QueryClusters(pt.Artifact):
             np.save(part / 'assignment.npy', self.assignment, allow_pickle=False)
             if self.centroids is not None:
                 np.save(part / 'centroids.npy', self.centroids, allow_pickle=False)
+            if self.qids is not None:
+                np.save(part / 'qids.npy', self.qids, allow_pickle=False)
             write_json(part / 'pt_meta.json', {
                 'type': self.ARTIFACT_TYPE, 'format': self.ARTIFACT_FORMAT, 'package_hint': self.ARTIFACT_PACKAGE_HINT,
-                'n_clusters': self.n_clusters, 'fingerprint': self.fingerprint})
+                'n_clusters': self.n_clusters, 'fingerprint': fingerprint(self.assignment, self.qids)})
         return type(self)(path)
 
     @classmethod
@@ -165,33 +184,64 @@ class QueryClusters(pt.Artifact):
         Raises:
             ValueError: A line is not utf-8, an id is in two clusters, or none is among `qids`.
         """
-        row = {str(qid): i for i, qid in enumerate(qids)}
-        assignment = np.full(len(row), -1, dtype=np.int32)
-        unknown, cluster = 0, 0
+        of, cluster = {}, 0
         with open(path, encoding='utf-8-sig', errors='surrogateescape') as lines:
             for number, line in enumerate(lines, 1):
                 if not _is_utf8(line):
                     raise ValueError(f'{path}, line {number} is not utf-8: convert the file, with iconv for example')
                 for qid in line.split():
-                    i = row.get(qid)
-                    if i is None:
-                        unknown += 1
-                    elif assignment[i] >= 0:
+                    if of.setdefault(qid, cluster) != cluster:
                         raise ValueError(f'{path}, line {number}: query {qid} is in more than one cluster')
-                    else:
-                        assignment[i] = cluster
                 cluster += bool(line.strip())
-        without = int((assignment < 0).sum())
-        if without == len(row):
-            raise ValueError(f'{path}: none of its {unknown} query ids is a training query (those are '
-                             f'{list(row)[:5]})')
-        if unknown or without:
-            warnings.warn(f'{path}: {unknown} query ids are no training queries, {without} training queries are in '
-                          'no cluster and are never drawn', stacklevel=2)
-        return cls.from_assignment(assignment, n_clusters=cluster)
+        return cls._of(qids, of, cluster, str(path))
 
-    def write_text(self, path: str | os.PathLike, qids: Sequence[str]) -> None:
-        """Write the published format."""
+    def check_named(self) -> None:
+        """See that these clusters have ids.
+
+        Raises:
+            ValueError: They have none.
+        """
+        if self.qids is None:
+            raise ValueError(f'{self!r} does not say which queries these are: QueryClusters.fit(vectors, qids=…), or '
+                             'from_assignment(…, qids=…)')
+
+    def of_queries(self, qids: Sequence[str]) -> QueryClusters:
+        """The clusters of some queries, in their order; those that are in none are counted and never drawn.
+
+        Raises:
+            ValueError: These clusters have no ids, or none of the queries.
+        """
+        self.check_named()
+        return self._of(qids, dict(zip(self.qids.tolist(), self.assignment.tolist())), self.n_clusters, repr(self),
+                        self.centroids)
+
+    @classmethod
+    def _of(cls, qids: Sequence[str], of: dict[str, int], n_clusters: int, source: str,
+            centroids: np.ndarray | None = None) -> QueryClusters:
+        """Clusters of `qids` by a look into {qid: cluster}."""
+        qids = list(map(str, qids))
+        assignment = np.array([of.get(qid, -1) for qid in qids], dtype=np.int32)
+        known, without = sum(qid in of for qid in qids), int((assignment < 0).sum())
+        if without == len(qids):
+            raise ValueError(f'{source}: none of its {len(of)} query ids is a training query (those are {qids[:5]})')
+        if known < len(of) or without:
+            warnings.warn(f'{source}: {len(of) - known} query ids are no training queries, {without} training queries '
+                          'are in no cluster and are never drawn', stacklevel=3)
+        return cls.from_assignment(assignment, centroids, n_clusters, qids)
+
+    def write_text(self, path: str | os.PathLike, qids: Sequence[str] | None = None) -> None:
+        """Write the published format.
+
+        Args:
+            path: The file.
+            qids: The query of row i; None takes the clusters' own.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if qids is None:
+            self.check_named()
+            qids = self.qids
         with atomic_file(path) as part, open(part, 'w', encoding='utf-8') as out:
             for cluster in range(self.n_clusters):
                 out.write(' '.join(str(qids[int(row)]) for row in self.members(cluster)) + '\n')

@@ -1,8 +1,9 @@
 """Whom to imitate: teachers of pairs and of whole batches."""
-from .binding import CachedScorer, bind_in_batch_teacher
+from .binding import CachedScorer, bind_in_batch_teacher, in_batch_teacher_of
 from .late_interaction import LateInteraction
 from .plan_scores import TeacherScores
 from .scorer import ScorerTeacher
 from .weighted import WeightedSum
 
-__all__ = ['CachedScorer', 'LateInteraction', 'ScorerTeacher', 'TeacherScores', 'WeightedSum', 'bind_in_batch_teacher']
+__all__ = ['CachedScorer', 'LateInteraction', 'ScorerTeacher', 'TeacherScores', 'WeightedSum', 'bind_in_batch_teacher',
+           'in_batch_teacher_of']

@@ -20,12 +20,29 @@ from .scorer import ScorerTeacher, scores_of
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
 
 
+def in_batch_teacher_of(teacher: Any) -> Any:  # noqa: ANN401
+    """What can be bound, of whatever a user names: a checkpoint's name is loaded.
+
+    Raises:
+        ValueError: It cannot teach, or there is no such checkpoint.
+    """
+    if isinstance(teacher, (str, os.PathLike)):
+        from .late_interaction import LateInteraction
+        return LateInteraction(teacher)
+    if hasattr(teacher, 'of_plan') or hasattr(teacher, 'bind'):
+        return teacher
+    if isinstance(teacher, pt.Transformer):
+        return ScorerTeacher(teacher)
+    raise ValueError(f'in_batch_teacher={teacher!r} cannot teach: give a LateInteraction, a checkpoint\'s name, a '
+                     'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
+
+
 def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,  # noqa: ANN401
                           plan: BatchPlan, steps: int | None = None) -> Any:  # noqa: ANN401
     """Tie an in-batch teacher to the texts of a run.
 
     Args:
-        teacher: Something with `bind`, a checkpoint's name, stored scores of a plan, or a transformer that scores.
+        teacher: What :func:`in_batch_teacher_of` takes, or gave.
         queries: Texts of query rows.
         docs: Texts of document rows.
         cache_dir: Where the teacher may keep what it computes.
@@ -38,17 +55,10 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
     Raises:
         ValueError: It is none of these, or the stored scores are of another plan.
     """
-    if isinstance(teacher, (str, os.PathLike)):
-        from .late_interaction import LateInteraction
-        teacher = LateInteraction(teacher)
+    teacher = in_batch_teacher_of(teacher)
     if hasattr(teacher, 'of_plan'):
         return teacher.of_plan(plan, steps)
-    if hasattr(teacher, 'bind'):
-        return teacher.bind(queries, docs, cache_dir)
-    if isinstance(teacher, pt.Transformer):
-        return ScorerTeacher(teacher).bind(queries, docs, cache_dir)
-    raise ValueError(f'in_batch_teacher={teacher!r} cannot teach: give a LateInteraction, a checkpoint\'s name, a '
-                     'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
+    return teacher.bind(queries, docs, cache_dir)
 
 
 class CachedScorer(pt.Transformer):

@@ -37,15 +37,16 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     check_trains(teacher.amp, teacher.device)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     begun = begun_with(teacher._unfinished if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
-    _, name, weights = begun
+    weights, lengths = begun[2], [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
     validate, of_validation = _validation(teacher, validation, validation_qrels, training.measure)
     with main_process_first(teacher.device):
         examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus,
                            text_field=teacher.text_field, scores_needed=False,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=teacher,
                            claim=lambda data: claim(folder, 'work', {
-                               **data, 'validation': of_validation, 'teacher': name, 'weights': weights,
-                               'amp': teacher.amp, **training.replace(report_to='none').to_dict()}))
+                               **data, 'validation': of_validation, 'weights': weights, 'lengths': lengths,
+                               'tokenizer': teacher.module.encoder.tokenizer_fingerprint, 'amp': teacher.amp,
+                               **training.deciding()}))
         batches = LabelledBatches(teacher, examples, BatchPlan(
             examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed), folder)
     teacher._unfinished = begun

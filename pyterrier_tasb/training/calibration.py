@@ -20,9 +20,9 @@ class Margins:
     sd: float
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Margins:
-        """Of float[N] margins."""
-        return cls(float(np.mean(values, dtype=float)), float(np.std(values, dtype=float)))
+    def of(cls, values: np.ndarray) -> Margins | None:
+        """Of float[N] margins; None where there are none, as in batches of one query."""
+        return None if not len(values) else cls(float(np.mean(values, dtype=float)), float(np.std(values, dtype=float)))
 
     def __str__(self) -> str:
         return f'{self.mean:.3g} ± {self.sd:.3g}'
@@ -110,6 +110,8 @@ def calibrate(batches: TrainingBatches, student: Callable[[TrainingBatch], np.nd
 def _factor(factor: float | str, student: np.ndarray, teacher: np.ndarray) -> float:
     if factor != 'auto':
         return float(factor)
+    if not len(student):
+        return 1.0
     student_sd, teacher_sd = float(np.std(student, dtype=float)), float(np.std(teacher, dtype=float))
     if student_sd < 1e-9 or teacher_sd < 1e-9:
         return 1.0   # a constant says nothing of scale

@@ -117,7 +117,8 @@ def begun_with(unfinished: tuple[str, str, str] | None, folder: Path, name: str,
         name: The model's name now.
         weights: The fingerprint of its weights now.
     """
-    return unfinished if unfinished is not None and unfinished[0] == str(folder) else (str(folder), name, weights)
+    place = str(folder.resolve())
+    return unfinished if unfinished is not None and unfinished[0] == place else (place, name, weights)
 
 
 def restore(module: torch.nn.Module, output_dir: Path) -> None:

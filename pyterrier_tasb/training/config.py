@@ -18,6 +18,7 @@ _AT_LEAST_ONE = ('steps', 'batch_size', 'accumulation', 'clusters_per_batch', 'n
 _POSITIVE = ('learning_rate', 'scale')
 _NOT_NEGATIVE = ('weight_decay', 'max_grad_norm', 'pairwise_weight', 'in_batch_weight', 'size_power',
                  'positive_bonus', 'seed', 'patience_from')
+_BESIDE = ('report_to', 'log_every', 'save_every')
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class Training:
             value = self._number(name)
             if value < 0 or (low_is_open and value == 0):
                 raise ValueError(f'Training({name}={value!r}): must be {"above" if low_is_open else "at least"} 0')
+        if self.clusters_per_batch > self.batch_size:
+            raise ValueError(f'Training(clusters_per_batch={self.clusters_per_batch}): must be at most the batch size, '
+                             f'{self.batch_size}')
         if not isinstance(self.seed, int) or self.seed >= 2**63:
             raise ValueError(f'Training(seed={self.seed!r}): must be a whole number below 2**63')
         if not 0 <= self._number('warmup') < 1:
@@ -187,6 +191,10 @@ class Training:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """The fields that trained weights depend on, as plain JSON values; a run may go on with others changed."""
+        return {name: value for name, value in self.to_dict().items() if name not in _BESIDE}
 
     @property
     def validation_interval(self) -> int:

@@ -30,7 +30,8 @@ def _texts(folder):
 
 
 def _clusters(folder):
-    return QueryClusters.fit(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), 2).save(folder / 'it')
+    vectors = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    return QueryClusters.fit(vectors, 2, qids=list('abcdefghi')).save(folder / 'it')
 
 
 class _Teacher:

@@ -187,6 +187,21 @@ def test_any_white_space_separates_ids(tmp_path, text):
     assert clusters.assignment.tolist() == [0, 0, 1, 1] and clusters.n_clusters == 2
 
 
+def test_clusters_of_other_rows_are_found_by_id(tmp_path):
+    clusters = QueryClusters.from_assignment(np.array([0, 0, 1, 1, 2]), qids=['a', 'b', 'c', 'd', 'x'])
+    for some in clusters, clusters.save(tmp_path / 'clusters'):
+        with pytest.warns(UserWarning, match='1 query ids are no training queries, 1 training queries are in no'):
+            found = some.of_queries(['d', 'new', 'a', 'c', 'b'])
+        assert found.assignment.tolist() == [1, -1, 0, 1, 0] and found.n_clusters == 3
+        assert found.qids.tolist() == ['d', 'new', 'a', 'c', 'b']
+        some.write_text(tmp_path / 'clusters.txt')
+        assert QueryClusters.read_text(tmp_path / 'clusters.txt', some.qids).fingerprint == clusters.fingerprint
+    with pytest.raises(ValueError, match='none of its 5 query ids is a training query'):
+        clusters.of_queries(['y', 'z'])
+    with pytest.raises(ValueError, match='does not say which queries these are'):
+        QueryClusters.from_assignment(np.array([0, 1])).of_queries(['a', 'b'])
+
+
 def test_ids_on_one_side_only_are_counted(tmp_path):
     (tmp_path / 'clusters.txt').write_text('a b x\ny z\nc\n')
     with pytest.warns(UserWarning, match='3 query ids are no training queries, 1 training queries are in no cluster'):
