@@ -334,6 +334,9 @@ class _VectorCache:
         self._vectors: OrderedDict[tuple, torch.Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.most_bytes,)   # a copy starts empty: vectors are computed again, a lock is not copied
+
     def __contains__(self, key: tuple) -> bool:
         return key in self._vectors
 

@@ -1,6 +1,8 @@
 """`LateInteraction`: a re-ranker, a teacher of batches, an estimator, and a reader of ColBERT's layouts."""
+import copy
 import gc
 import json
+import pickle
 import warnings
 
 import numpy as np
@@ -13,7 +15,7 @@ from ir_measures import RR
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
-from pyterrier_tasb import Training
+from pyterrier_tasb import TasBalanced, Training
 from pyterrier_tasb.teachers import LateInteraction
 from pyterrier_tasb.teachers.label_training import LabelledBatches, in_batch_loss
 from pyterrier_tasb.texts import TextStore
@@ -138,6 +140,26 @@ def test_another_device_is_another_copy_of_the_weights(teacher):
 def test_an_attribute_that_does_not_exist_is_refused(teacher):
     with pytest.raises(ValueError, match='rope'):
         teacher.apply_attributes(rope=1)
+
+
+COPIES = {'pickled': lambda it: pickle.loads(pickle.dumps(it)), 'deep': copy.deepcopy}
+
+
+@pytest.mark.parametrize('kind', COPIES)
+def test_a_copy_scores_the_same_from_an_empty_cache(teacher, kind):
+    expected = scores_of(teacher)
+    other = COPIES[kind](teacher)
+    assert other == teacher and repr(other) == repr(teacher)
+    assert teacher._cache.bytes > 0 == other._cache.bytes and other._cache.most_bytes == teacher._cache.most_bytes
+    np.testing.assert_array_equal(scores_of(other), expected)
+    assert other._cache.bytes == teacher._cache.bytes
+
+
+@pytest.mark.parametrize('kind', COPIES)
+def test_a_student_is_copied_with_its_teacher(tiny_bert_dir, teacher, kind):
+    other = COPIES[kind](TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, in_batch_teacher=teacher))
+    assert other.in_batch_teacher is other.pairwise_teacher is not teacher
+    np.testing.assert_array_equal(scores_of(other.in_batch_teacher), scores_of(teacher))
 
 
 # ---- a teacher of batches --------------------------------------------------------------------------------------------
