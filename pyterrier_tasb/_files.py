@@ -1,4 +1,6 @@
 """Files that appear whole or not at all, fingerprints of what made them, and directories that one run owns."""
+from __future__ import annotations
+
 import ctypes
 import errno
 import glob
@@ -248,6 +250,40 @@ def check_unharmed(folder: Path, found: str, written: str) -> None:
     if found != written:
         raise ValueError(f'{folder} is damaged: its files are not those that were written; delete it and build it '
                          'again')
+
+
+class OnDisk:
+    """A store that never changes: pickled by its path, shared by its copies, so that neither costs what it holds.
+
+    A subclass has a `path` and a `fingerprint`, and opens with its path alone.
+    """
+    path: Path
+    fingerprint: str
+
+    def __reduce__(self) -> tuple:
+        return _open_again, (type(self), os.path.abspath(self.path), self.fingerprint)
+
+    def __copy__(self) -> OnDisk:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> OnDisk:
+        return self
+
+
+def _open_again(kind: type, path: str, pickled: str) -> OnDisk:
+    """What a pickle names.
+
+    Raises:
+        ValueError: It is gone, damaged, or another.
+    """
+    if not os.path.exists(path):
+        raise ValueError(f'{path} is gone: a pickle names a {kind.__name__} by its path and does not hold it; put the '
+                         'directory back there, or build and pickle one that lies where it stays')
+    store = kind(path)
+    if store.fingerprint != pickled:
+        raise ValueError(f'{path} holds another {kind.__name__} ({store.fingerprint}) than was pickled ({pickled}): '
+                         'give each a path of its own, and pickle again')
+    return store
 
 
 def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any], name: str = 'run.json') -> None:

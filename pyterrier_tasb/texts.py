@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ._files import atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
+from ._files import OnDisk, atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 
 _FILES = ('ids.bin', 'ids.offsets.npy', 'texts.bin', 'texts.offsets.npy', 'hashes.npy', 'rows.npy')
 
@@ -76,8 +76,10 @@ class _Writer:
         np.save(f'{self.path}.offsets.npy', np.frombuffer(self.offsets, dtype=np.int64), allow_pickle=False)
 
 
-class TextStore:
+class TextStore(OnDisk):
     """Texts by row, and rows by id.
+
+    A pickle names the directory and holds no texts; copies share it.
 
     Args:
         path: A directory that :meth:`build` made.

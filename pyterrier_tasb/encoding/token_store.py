@@ -12,7 +12,7 @@ import numpy as np
 import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .._files import atomic_dir, differences, fingerprint, read_json, write_json
+from .._files import OnDisk, atomic_dir, differences, fingerprint, read_json, write_json
 from .._locks import LOCK, locked
 from .._threads import in_order
 from ..texts import TextRows, TextStore
@@ -31,8 +31,10 @@ class Texts(Protocol):
     def take(self, rows: np.ndarray) -> list[str]: ...  # noqa: D102
 
 
-class TokenStore:
+class TokenStore(OnDisk):
     """Tokens by row, memory-mapped.
+
+    A pickle names the directory and holds no tokens; copies share it.
 
     Args:
         path: A directory that :meth:`build` made.
