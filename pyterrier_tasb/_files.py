@@ -259,6 +259,7 @@ class OnDisk:
     """
     path: Path
     fingerprint: str
+    temporary: tempfile.TemporaryDirectory | None = None   # where it lies, kept there by whoever holds the store
 
     def __reduce__(self) -> tuple:
         return _open_again, (type(self), os.path.abspath(self.path), self.fingerprint)

@@ -39,9 +39,14 @@ class _Texts:
         if set([fields] if isinstance(fields, str) else fields) - {'text', '*'}:
             raise ValueError(f'fields={fields!r}: {type(self).__name__} has the field text only')
         if self._store is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix='tasb-texts-')
-            self.text_store(Path(self._temporary.name) / 'texts')
+            folder = tempfile.TemporaryDirectory(prefix='tasb-texts-')
+            self.text_store(Path(folder.name) / 'texts').temporary = folder   # loaders may outlive this
         return TextLoader(self._store)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without a temporary store: where the collection is opened again, its files make another."""
+        temporary = self._store is not None and self._store.temporary is not None
+        return {**self.__dict__, '_store': None} if temporary else self.__dict__
 
 
 class Collection(_Texts):

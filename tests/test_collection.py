@@ -1,6 +1,10 @@
 """A user's own collection: what the files may look like, splits that never move, texts by docno."""
+import gc
 import gzip
 import json
+import pickle
+import shutil
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyterrier_tasb import TextStore
+from pyterrier_tasb import TasBalanced, TextStore
 from pyterrier_tasb.collection import SPLITS, Collection, IrdsCollection, TextLoader
 
 CORPUS = [{'docno': f'd{i}', 'text': f'text ünd {i}'} for i in range(4)]
@@ -183,6 +187,57 @@ def test_a_text_store_is_built_once(tmp_path):
     (tmp_path / 'collection' / 'corpus.jsonl').unlink()
     assert collection.text_store(tmp_path / 'texts').take([1]) == ['text ünd 1']
     assert collection.text_loader()(results('d2'))['text'].tolist() == ['text ünd 2']
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """Where temporary directories go; () → what of text stores is left there."""
+    folder = tmp_path / 'temporary'
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder))
+
+    def left():
+        gc.collect()
+        return list(folder.glob('tasb-texts-*'))
+    return left
+
+
+def test_a_temporary_store_lives_as_long_as_a_loader(tmp_path, temporary):
+    loader = write(tmp_path / 'collection').text_loader()
+    assert temporary() == [loader.texts.path.parent]
+    assert loader(results('d2'))['text'].tolist() == ['text ünd 2']
+    store = loader.texts
+    del loader
+    assert temporary() == [store.path.parent]
+    del store
+    assert temporary() == []
+
+
+def test_nothing_is_left_of_an_index_from_a_temporary_store(tmp_path, temporary, tiny_bert_dir):
+    loader, tasb = write(tmp_path / 'collection').text_loader(), TasBalanced(tiny_bert_dir)
+    assert len(tasb.index(loader.texts, tmp_path / 'index')) == len(CORPUS)
+    tokens = tasb.tokenise_corpus(loader.texts)
+    del loader
+    assert tokens.path.exists() and len(pickle.loads(pickle.dumps(tokens))) == len(CORPUS)
+    del tokens
+    assert temporary() == []
+
+
+def test_a_store_that_is_gone_does_not_come_back(tmp_path, tiny_bert_dir):
+    store = write(tmp_path / 'collection').text_store(tmp_path / 'texts')
+    shutil.rmtree(tmp_path / 'texts')
+    with pytest.raises(ValueError, match='texts.* is gone from the disk'):
+        TasBalanced(tiny_bert_dir).tokenise_corpus(store)
+    assert not (tmp_path / 'texts').exists()
+
+
+def test_a_pickled_collection_makes_its_temporary_store_anew(tmp_path, temporary):
+    collection = write(tmp_path / 'collection')
+    collection.text_loader()
+    blob = pickle.dumps(collection)
+    del collection
+    assert temporary() == []
+    assert pickle.loads(blob).text_loader()(results('d2'))['text'].tolist() == ['text ünd 2']
 
 
 def test_a_docno_that_comes_twice_is_refused(tmp_path):

@@ -93,6 +93,9 @@ class TokenStore(OnDisk):
             max_length: See :meth:`build`.
             elsewhere: Where they go when the text store's directory cannot be written.
             n_jobs: See :meth:`build`.
+
+        Raises:
+            ValueError: The text store's directory is gone, and there is no `elsewhere`.
         """
         if isinstance(texts, TextRows):
             whole = cls.of(texts.store, tokenizer, max_length, elsewhere=elsewhere, n_jobs=n_jobs)
@@ -101,7 +104,12 @@ class TokenStore(OnDisk):
         path = texts.path / name
         if elsewhere is not None and not path.exists() and not os.access(texts.path, os.W_OK):
             path = elsewhere / f'{texts.fingerprint}-{name}'
-        return cls.build(path, texts, tokenizer, max_length, n_jobs=n_jobs)
+        elif not texts.path.exists():
+            raise ValueError(f'{texts!r} is gone from the disk, so its tokens cannot lie with it: open a store that is '
+                             'there, or TokenStore.build(path, …) elsewhere')
+        tokens = cls.build(path, texts, tokenizer, max_length, n_jobs=n_jobs)
+        tokens.temporary = texts.temporary
+        return tokens
 
     @staticmethod
     def key_of(texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:
