@@ -10,6 +10,8 @@ from pyterrier_dr.biencoder import BiDocEncoder, BiQueryEncoder, BiScorer
 
 from .pairs.checks import check_texts
 
+_ROWS = 4096   # scored at a time: 200,000 rows of 768 dimensions would take 600 MB a side
+
 
 class QueryEncoder(BiQueryEncoder):
     """Adds `query_vec`."""
@@ -45,19 +47,26 @@ class TextScorer(BiScorer):
             for query in ('query_vec', 'query'):
                 for doc in ('doc_vec', text_field):
                     v.columns(includes=[query, doc])
-        scores = np.einsum('nd,nd->n', self._vectors(inp, 'query_vec', 'query', self.bi_encoder_model.encode_queries),
-                           self._vectors(inp, 'doc_vec', text_field, self.bi_encoder_model.encode_docs))
-        out = inp.assign(score=scores.astype(np.float64))
+        queries = self._vectors(inp, 'query_vec', 'query', self.bi_encoder_model.encode_queries)
+        docs = self._vectors(inp, 'doc_vec', text_field, self.bi_encoder_model.encode_docs)
+        scores = np.empty(len(inp), dtype=np.float64)
+        for start in range(0, len(inp), _ROWS):
+            rows = slice(start, start + _ROWS)
+            scores[rows] = np.einsum('nd,nd->n', queries(rows), docs(rows))
+        out = inp.assign(score=scores)
         group = next((name for name in ('qid', 'query') if name in inp.columns), None)
         ranked = out['score'] if group is None else out.groupby(group, sort=False)['score']
         return out.assign(rank=ranked.rank(method='first', ascending=False).astype(np.int64) - 1)
 
-    def _vectors(self, inp: pd.DataFrame, given: str, text: str, encode: Callable) -> np.ndarray:
-        if given not in inp.columns:
-            check_texts(inp, text, context=self.bi_encoder_model)
-            return encode(inp[text])
-        dim = self.bi_encoder_model.encoder.dim
-        return np.stack(inp[given].to_list()) if len(inp) else np.empty((0, dim), dtype=np.float32)
+    def _vectors(self, inp: pd.DataFrame, given: str, text: str, encode: Callable) -> Callable[[slice], np.ndarray]:
+        """Rows of `inp` → their vectors [n, D]; those of texts are kept once for each distinct text."""
+        if given in inp.columns:
+            vectors = inp[given].to_list()
+            return lambda rows: np.stack(vectors[rows])
+        check_texts(inp, text, context=self.bi_encoder_model)
+        row_of, distinct = pd.factorize(inp[text].astype(object))
+        encoded = encode(distinct)
+        return lambda rows: encoded[row_of[rows]]
 
     def fuse_rank_cutoff(self, k: int) -> None:
         """A cut after scoring cannot come before it."""
