@@ -60,6 +60,9 @@ class _Held:
         self.index, self.device, self.lock = index, device, threading.Lock()
         self.vectors: torch.Tensor | None = None
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.index, self.device)   # vectors are copied there again, a lock is not copied
+
     def get(self) -> torch.Tensor:
         """float16[N, D]."""
         with self.lock:

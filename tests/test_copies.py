@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from pyterrier_tasb import TasBalanced, TextStore
+from pyterrier_tasb import ScoredPairs, TasBalanced, TextStore
 from pyterrier_tasb.collection import TextLoader
 from pyterrier_tasb.encoding import TokenStore
 
@@ -68,3 +68,16 @@ def test_a_pickle_of_what_is_another_now_says_so(tmp_path):
     _texts(tmp_path / 'texts', 3, word='star')
     with pytest.raises(ValueError, match=r'holds another TextStore \(\w+\) than was pickled'):
         pickle.loads(blob)
+
+
+@pytest.mark.parametrize('path', ['pairs', None])
+def test_pairs_are_pickled_by_their_path_where_they_have_one(path, tmp_path):
+    def made(n):
+        rows = np.arange(n)
+        return ScoredPairs.from_arrays(path and tmp_path / f'{path}{n:05}', [f'q{i}' for i in rows], ['a', 'b'], rows,
+                                       0 * rows, 0 * rows + 1, rows + 1.0)
+    small, large = (pickle.dumps(made(n)) for n in (3, 3000))
+    assert (len(small) == len(large)) == (path is not None)
+    other = pickle.loads(large)
+    assert other.fingerprint == made(3000).fingerprint if path is None else other.n_queries == 3000
+    assert copy.deepcopy(other).qids[7] == 'q7'

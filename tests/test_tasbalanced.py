@@ -300,6 +300,27 @@ def test_another_teacher_of_the_same_name_is_noticed(tiny_bert_dir, toy_results,
         fit(2, resume=True)
 
 
+@pytest.mark.parametrize('most', [1000, 5])
+def test_another_miner_of_the_same_name_is_noticed(tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus,
+                                                   tmp_path, most):
+    texts = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    toy_results.loc[::7, 'docno'] = 'unknown ' + toy_results['rank'].astype(str)   # some are dropped, and counted once
+
+    def fit(keep, **options):
+        found = toy_results[keep(toy_results['rank'])].drop(columns='text')
+        miner = pt.apply.generic(lambda topics: found[found['qid'].isin(topics['qid'])], required_columns=['qid'])
+        tasb = TasBalanced(tiny_bert_dir, negatives=miner, corpus=texts, pairwise_teacher=_scorer(1),
+                           training=FAST.replace(max_pairs_per_query=most))
+        return tasb.fit(toy_topics, toy_qrels, work_dir=tmp_path / 'work', **options).record['dropped']
+    dropped = fit(lambda rank: rank < 9)
+    assert fit(lambda rank: rank < 9, resume=True) == dropped
+    with pytest.raises(ValueError, match='holds pairs of other candidates than'):
+        fit(lambda rank: rank > 2, resume=True)
+    if most == 1000:   # of fewer pairs than there are nobody can say that more could have been chosen from
+        with pytest.raises(ValueError, match='holds pairs of other candidates than'):
+            fit(lambda rank: rank < 12, resume=True)
+
+
 def test_other_weights_and_another_precision_are_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
     def fit(tasb, **options):
         return tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', **options)

@@ -1,6 +1,7 @@
 """From what a user has (topics, results, qrels, pipelines) to scored pairs and the texts they name."""
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
 _QUERIES = 64   # queries mined and scored at a time; a chunk is what an interruption loses
+_MINED_AGAIN, _OTHERS = 8, .03   # queries, and the share of negatives that may be others: where scores are nearly equal
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
     path = folder / 'pairs'
     if (path / 'pt_meta.json').exists():
         pairs = ScoredPairs(path)
+        if results is None:
+            _check_mined(pairs, topics, source, max_pairs_per_query)
     elif results is not None and teacher is None:
         candidates = source(topics)
         if not len(candidates):
@@ -95,6 +99,31 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
     source.report()
     return Examples(pairs, query_store(pairs, topics, folder / 'queries'),
                     doc_store(pairs, results, corpus, folder / 'docs', text_field), source.dropped)
+
+
+def _check_mined(pairs: ScoredPairs, topics: pd.DataFrame, source: CandidateSource, most: int | None) -> None:
+    """Mine a few queries again: two miners of one name need not be one.
+
+    Raises:
+        ValueError: They get other negatives than those of the pairs.
+    """
+    again = copy.copy(source)
+    again.counts, again._counted = None, {}   # what was dropped is counted already
+    rows = {pairs.qids[int(row)]: int(row)
+            for row in np.linspace(0, pairs.n_queries - 1, _MINED_AGAIN).astype(int)}
+    found = again(topics[topics['qid'].isin(rows)])
+    found = found.merge(again.positives, on=['qid', 'docno'], how='left', indicator=True)
+    found = found[found['_merge'] == 'left_only'].groupby('qid')['docno'].agg(set)
+    others = n = 0
+    for qid, row in rows.items():
+        start, stop = int(pairs.indptr[row]), int(pairs.indptr[row + 1])
+        kept = {str(pairs.docnos[int(doc)]) for doc in np.unique(pairs.neg[start:stop])}
+        now = found.get(qid, set())
+        whole = most is None or stop - start < most   # else the pairs are a choice
+        others, n = others + len(kept - now) + whole * len(now - kept), n + len(kept | now if whole else kept)
+    if others > _OTHERS * n:
+        raise ValueError(f'{pairs.path} holds pairs of other candidates than {source.negatives!r} finds now ({others} '
+                         f'of {n} negatives of {len(rows)} queries): use another work_dir, or delete it')
 
 
 def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None, corpus: Any,  # noqa: ANN401
@@ -156,7 +185,7 @@ class CandidateSource(pt.Transformer):
         self.qrels, self.results, self.negatives, self.corpus = qrels, results, negatives, corpus
         self.teacher, self.text_field, self.scores_needed = teacher, text_field, scores_needed
         self._loader = None if corpus is None else text_loader(corpus, text_field)
-        self._positives = qrels[qrels['label'] > 0][['qid', 'docno']]
+        self.positives = qrels[qrels['label'] > 0][['qid', 'docno']]
         self._now: dict[str, int] = {}
         self.counts, self._counted = counts, {}   # by the first query of a call: one that is repeated counts once
         if counts is not None and counts.exists():
@@ -194,7 +223,7 @@ class CandidateSource(pt.Transformer):
         return found[keep].assign(docno=found['docno'].astype(str))
 
     def _missing_positives(self, topics: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-        wanted = self._positives.merge(topics[['qid', 'query']], on='qid')
+        wanted = self.positives.merge(topics[['qid', 'query']], on='qid')
         merged = wanted.merge(found[['qid', 'docno']], on=['qid', 'docno'], how='left', indicator=True)
         missing = merged[merged['_merge'] == 'left_only'][['qid', 'query', 'docno']]
         if self._loader is not None and (self.teacher is not None or not self.scores_needed):

@@ -1,6 +1,7 @@
 """`ScoredPairs`: (query, p⁺, p⁻, margin) as numpy memory maps in compressed rows."""
 from __future__ import annotations
 
+import copyreg
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
+from .._files import OnDisk, atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
@@ -18,7 +19,7 @@ _FILES = (*(f'{name}.npy' for name in _ARRAYS), 'qids.bin', 'qids.offsets.npy', 
           'queries/meta.json', 'docs/meta.json')   # the last two where texts are kept with the pairs
 
 
-class ScoredPairs(pt.Artifact):
+class ScoredPairs(OnDisk, pt.Artifact):
     """Training pairs by query, sorted by (query row, margin, positive, negative), so that margin bins are runs.
 
     Query i has the pairs `indptr[i]` to `indptr[i + 1]`.
@@ -57,6 +58,11 @@ class ScoredPairs(pt.Artifact):
             setattr(self, name, np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False))
         self.queries = TextStore(folder / 'queries') if (folder / 'queries').exists() else None
         self.docs = TextStore(folder / 'docs') if (folder / 'docs').exists() else None
+
+    def __reduce__(self) -> tuple:
+        if 'path' in self.__dict__:
+            return super().__reduce__()
+        return copyreg.__newobj__, (type(self),), self.__dict__   # in memory only
 
     @classmethod
     def from_arrays(cls, path: str | os.PathLike | None, qids: Sequence[str], docnos: Sequence[str],
