@@ -13,7 +13,20 @@ from .pairs.checks import check_texts
 _ROWS = 4096   # scored at a time: 200,000 rows of 768 dimensions would take 600 MB a side
 
 
-class QueryEncoder(BiQueryEncoder):
+class _Stage:
+    """Equal where the models are, precision and weights included, which pyterrier_dr's stages do not look at."""
+
+    def _key(self) -> tuple:
+        return self.bi_encoder_model, self.verbose, self.batch_size
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+
+class QueryEncoder(_Stage, BiQueryEncoder):
     """Adds `query_vec`."""
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -25,7 +38,7 @@ class QueryEncoder(BiQueryEncoder):
         return super().transform(inp)
 
 
-class DocEncoder(BiDocEncoder):
+class DocEncoder(_Stage, BiDocEncoder):
     """Adds `doc_vec`."""
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -37,7 +50,7 @@ class DocEncoder(BiDocEncoder):
         return super().transform(inp)
 
 
-class TextScorer(BiScorer):
+class TextScorer(_Stage, BiScorer):
     """Adds `score` and `rank`, also to frames without qids, whose rows are ranked within their query."""
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
@@ -71,12 +84,3 @@ class TextScorer(BiScorer):
     def fuse_rank_cutoff(self, k: int) -> None:
         """A cut after scoring cannot come before it."""
         return None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TextScorer) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple:
-        return self.bi_encoder_model, self.verbose, self.batch_size, self.sim_fn

@@ -20,8 +20,9 @@ from ._files import differences
 from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .encoding import Encoder, Tokens, TokenStore, model_directory
+from .encoding.encoder import weights_fingerprint
 from .encoding.precision import device_of, has_bf16
-from .encoding.settings import copied, with_settings
+from .encoding.settings import copied, owned, settings_of, under_settings, with_settings
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
@@ -96,21 +97,33 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.cluster_encoder = cluster_encoder
         self.training = training
         self.device = device_of(device)
-        self.encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
-                                    device=self.device, amp=amp)
-        self.encoder.check_pooling()
-        self.amp = amp
-        self._encoding = self._view_for_encoding()
-        self.query_max_length = self.encoder.query_max_length
-        self.doc_max_length = self.encoder.doc_max_length
+        self._encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
+                                     device=self.device, amp=amp)
+        self._encoder.check_pooling()
+        self.amp, self.query_max_length, self.doc_max_length = settings_of(self._encoder)
+        self._encoding_of: tuple[Encoder, Encoder] | None = None
+        self._weights: str | None = None   # a fingerprint, once it was asked for
+        self._shared = False   # the weights, with another transformer
         # how the weights were trained: by `fit`, or before they were saved
         self.record: dict[str, Any] | None = model_directory.training_record(self.encoder.directory)
         self._learning_in: int | None = None   # the thread that is training the weights
         # work_dir of an interrupted fit, name and weights before it
         self._unfinished: tuple[str, str, str] | None = None
 
-    def _view_for_encoding(self) -> Encoder:
-        return self.encoder.view(amp='off') if self.amp == 'auto' and has_bf16(self.device) else self.encoder
+    @property
+    def encoder(self) -> Encoder:
+        """What computes, with the lengths, precision and device that this object has now."""
+        self._encoder = under_settings(self, self._encoder)
+        return self._encoder
+
+    @property
+    def _encoding(self) -> Encoder:
+        """The encoder as users encode with it."""
+        encoder = self.encoder
+        if self._encoding_of is None or self._encoding_of[0] is not encoder:
+            in_float32 = self.amp == 'auto' and has_bf16(self.device)
+            self._encoding_of = encoder, encoder.view(amp='off') if in_float32 else encoder
+        return self._encoding_of[1]
 
     # ---- a BiEncoder -------------------------------------------------------------------------------------------
 
@@ -247,6 +260,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """
         from .fitting import Fit
         from .training.state import main_process_first
+        self._encoder, self._shared = owned(self, self._encoder), False
         with work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
             with main_process_first(self.device):
@@ -262,7 +276,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 fit.count_seconds()
                 raise
             finally:
-                self._learning_in = None
+                self._learning_in = self._weights = None
                 self.model_name = fit.identity()
         return self
 
@@ -410,25 +424,18 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def copy(self) -> TasBalanced:
         """An encoder with weights of its own: keep one to compare before and after a fit."""
         other = copy.copy(self)
-        other.encoder, other._learning_in = copied(self.encoder), None
-        other._encoding = other._view_for_encoding()
+        other._encoder, other._shared, other._learning_in = copied(self.encoder), False, None
         return other
 
     def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
         """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.
 
+        Whichever of the two is trained first takes weights of its own.
+
         Raises:
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
-        other = with_settings(self, attributes)
-        if other.device != self.device:
-            other.encoder = copied(self.encoder, other.device)
-            other._encoding = other._view_for_encoding()
-        if {'query_max_length', 'doc_max_length', 'amp'} & set(attributes):
-            other.encoder = other.encoder.view(query_max_length=other.query_max_length,
-                                              doc_max_length=other.doc_max_length, amp=other.amp)
-            other._encoding = other._view_for_encoding()
-        return other
+        return with_settings(self, attributes)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """None: teachers and miners take no part in `transform`."""
@@ -437,10 +444,19 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TasBalanced):
             return NotImplemented
-        return self._identity() == other._identity()
+        # a directory may have been saved over between two loads
+        return self._identity() == other._identity() and (
+            self.model is other.model or self.weights_fingerprint == other.weights_fingerprint)
 
     def __hash__(self) -> int:
         return hash(self._identity())
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """A hash of the weights, as they were loaded or as :meth:`fit` left them."""
+        if self._weights is None:
+            self._weights = weights_fingerprint(self.encoder)
+        return self._weights
 
     def _identity(self) -> tuple:
         return (self.model_name, self.max_length, self.batch_size, self.text_field, self.verbose, str(self.device),

@@ -124,6 +124,53 @@ def test_attributes_can_be_applied(tasb):
         pt.inspect.transformer_apply_attributes(tasb, model_name='another')
 
 
+@pytest.mark.parametrize('name, value', [('query_max_length', 4), ('doc_max_length', 4), ('amp', 'bf16')])
+def test_settings_take_effect_whenever_they_are_set(tasb, tiny_bert_dir, toy_results, tmp_path, name, value):
+    before, fresh = tasb(toy_results), TasBalanced(tiny_bert_dir, training=FAST, **{'amp': 'off', name: value})
+    scorer = tasb.text_scorer()
+    tasb.set_parameter(name, value)
+    for ours in tasb(toy_results), scorer(toy_results):
+        assert ours['score'].tolist() == fresh(toy_results)['score'].tolist() != before['score'].tolist()
+    assert tasb == fresh and getattr(tasb.encoder, name) == value
+    if name != 'amp':
+        assert getattr(TasBalanced(tasb.save(tmp_path / 'model')), name) == value
+
+
+def test_lengths_are_searched(tasb, toy_results, toy_topics, toy_qrels):
+    found = pt.GridScan(pt.Transformer.from_df(toy_results) >> tasb, {tasb: {'doc_max_length': [3, 200]}}, toy_topics,
+                        toy_qrels, metrics=['map'])
+    assert found['map'].nunique() == 2
+
+
+def test_what_shares_weights_and_is_trained_leaves_the_other_as_it_was(tasb, toy_results, toy_qrels):
+    other, before = pt.inspect.transformer_apply_attributes(tasb, batch_size=4), tasb(toy_results)['score']
+    assert other.model is tasb.model
+    other.fit(toy_results, toy_qrels)
+    assert tasb(toy_results)['score'].equals(before) and not other(toy_results)['score'].equals(before)
+    trained = other(toy_results)['score']
+    tasb.fit(toy_results, toy_qrels)
+    assert other(toy_results)['score'].equals(trained)
+
+
+def test_other_weights_under_one_path_are_another_encoder(tiny_bert_dir, tmp_path):
+    one = TasBalanced(TasBalanced(tiny_bert_dir, amp='off').save(tmp_path / 'model'), amp='off')
+    changed = one.copy()
+    with torch.no_grad():
+        next(changed.model.parameters())[0, 0] += 1
+    other = TasBalanced(changed.save(tmp_path / 'model', overwrite=True), amp='off')
+    assert one.model_name == other.model_name and one != other
+    assert one.query_encoder() != other.query_encoder() and one.doc_encoder() != other.doc_encoder()
+    assert other == TasBalanced(tmp_path / 'model', amp='off') == other
+
+
+@pytest.mark.parametrize('stage', ['query_encoder', 'doc_encoder', 'text_scorer'])
+def test_stages_of_other_precisions_differ(tasb, tiny_bert_dir, stage):
+    def of(amp):
+        return getattr(TasBalanced(tiny_bert_dir, training=FAST, amp=amp), stage)()
+    assert of('off') == getattr(tasb, stage)() != of('bf16')
+    assert hash(of('off')) == hash(getattr(tasb, stage)())
+
+
 def test_is_an_estimator_that_fits_results_in_a_pipeline(tasb, toy_results, toy_qrels, toy_topics):
     before = tasb.encode_queries(['rose gardening'])
     name = tasb.model_name

@@ -145,7 +145,7 @@ class Encoder(torch.nn.Module):
                         query_max_length=query_max_length or self.query_max_length,
                         doc_max_length=doc_max_length or self.doc_max_length, amp=amp or self.amp,
                         strategy=self._wanted_strategy, settings=self.settings)
-        other.training = self.training
+        other.training, other.directory = self.training, self.directory
         if other.amp == self.amp:
             other._chosen = self._chosen   # what was found right for the model need not be checked again
         return other

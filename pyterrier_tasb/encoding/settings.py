@@ -2,18 +2,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from .precision import device_of
+
+if TYPE_CHECKING:
+    from .encoder import Encoder
 
 Loaded = TypeVar('Loaded')
 Module = TypeVar('Module', bound=torch.nn.Module)
 
 
 def with_settings(transformer: Loaded, settings: dict[str, Any]) -> Loaded:
-    """A shallow copy of a transformer that has a `model_name` and a `device`, with these attributes.
+    """A shallow copy of a transformer that has a `model_name`, with these attributes and the same weights.
 
     Raises:
         ValueError: There is no such attribute, or `model_name` is that of other weights.
@@ -28,7 +31,35 @@ def with_settings(transformer: Loaded, settings: dict[str, Any]) -> Loaded:
             raise ValueError(f'{kind} has no attribute {name!r}')
         setattr(other, name, value)
     other.device = device_of(other.device)
+    transformer._shared = other._shared = True
     return other
+
+
+def settings_of(encoder: Encoder) -> tuple[str, int, int]:
+    """Precision, and tokens of a query and of a passage."""
+    return encoder.amp, encoder.query_max_length, encoder.doc_max_length
+
+
+def under_settings(transformer: Any, encoder: Encoder) -> Encoder:  # noqa: ANN401
+    """The encoder that a transformer's attributes ask for now: itself, a view of it, or a copy on another device.
+
+    They may be set at any time (`set_parameter`, `pt.GridScan`). What an encoder makes of them is written back: it cuts
+    lengths that the model cannot take.
+    """
+    transformer.device = device_of(transformer.device)
+    if transformer.device != encoder.device:
+        encoder = copied(encoder, transformer.device)
+    wanted = transformer.amp, transformer.query_max_length, transformer.doc_max_length
+    if wanted != settings_of(encoder):
+        amp, query_max_length, doc_max_length = wanted
+        encoder = encoder.view(query_max_length=query_max_length, doc_max_length=doc_max_length, amp=amp)
+        transformer.amp, transformer.query_max_length, transformer.doc_max_length = settings_of(encoder)
+    return encoder
+
+
+def owned(transformer: Any, module: Module) -> Module:  # noqa: ANN401
+    """A module to train: a copy, where another transformer has the same weights and keeps its name."""
+    return copied(module) if transformer._shared else module
 
 
 @torch.inference_mode(False)   # a copy that is made inside it can never be trained

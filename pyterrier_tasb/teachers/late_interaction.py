@@ -19,7 +19,7 @@ from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
-from ..encoding.settings import copied, with_settings
+from ..encoding.settings import copied, owned, settings_of, under_settings, with_settings
 from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
@@ -94,18 +94,45 @@ class LateInteraction(pt.Estimator):
         self.cache_bytes = cache_bytes
         checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                   device=self.device, amp=amp)
-        self.query_max_length = checkpoint.encoder.query_max_length
-        self.doc_max_length = checkpoint.encoder.doc_max_length
+        _, self.query_max_length, self.doc_max_length = settings_of(checkpoint.encoder)
         self.mask_tokens = int(checkpoint.settings.get('mask_tokens', 0) if mask_tokens is None else mask_tokens)
         said = True if checkpoint.normalize is None else checkpoint.normalize
         self.normalize = said if normalize is None else normalize
         self.scale = float(checkpoint.settings.get('scale', 1.0) if scale is None else scale)
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
-        self.module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
-        self._cache, self._weights_fingerprint = _VectorCache(cache_bytes), None
+        self._module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
+        self._cached_vectors, self._weights_fingerprint = _VectorCache(cache_bytes), None
+        self._settled = self._settings()   # what module and cached vectors were made with
+        self._shared = False   # the weights, with another transformer
         # work_dir of an interrupted fit, name and weights before it
         self._unfinished: tuple[str, str, str] | None = None
         self.record: dict[str, Any] | None = None
+
+    # ---- settings, which may be set at any time ----------------------------------------------------------------
+
+    @property
+    def module(self) -> TokenEncoder:
+        """Tokens → token vectors, with the settings that this object has now."""
+        self._settle()
+        return self._module
+
+    @property
+    def _cache(self) -> _VectorCache:
+        self._settle()
+        return self._cached_vectors
+
+    def _settings(self) -> tuple:
+        return (device_of(self.device), self.amp, self.query_max_length, self.doc_max_length, self.mask_tokens,
+                self.normalize, self.cache_bytes)
+
+    def _settle(self) -> None:
+        """Make module and cache anew where settings are others: vectors of those before are no use."""
+        if self._settings() == self._settled:
+            return
+        self.device = device_of(self.device)
+        module = self._module if self.device == self._module.encoder.device else copied(self._module, self.device)
+        self._module = TokenEncoder(under_settings(self, module.encoder), module.projection, self.normalize).eval()
+        self._cached_vectors, self._settled = _VectorCache(self.cache_bytes), self._settings()
 
     # ---- scoring -----------------------------------------------------------------------------------------------
 
@@ -243,6 +270,7 @@ class LateInteraction(pt.Estimator):
             ValueError: There is nothing to learn from; see :meth:`TasBalanced.fit`.
         """
         from .label_training import fit_on_labels
+        self._module, self._shared = owned(self, self._module), False
         with work_directory(work_dir, resume=resume) as folder:
             self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
                                         folder, resume, work_dir is not None)
@@ -253,7 +281,7 @@ class LateInteraction(pt.Estimator):
         before, self._weights_fingerprint = self._weights_fingerprint, None
         if self.weights_fingerprint == before:
             return
-        self._cache = _VectorCache(self.cache_bytes)
+        self._cached_vectors = _VectorCache(self.cache_bytes)
         self.model_name = f'{self.model_name.partition("#")[0]}#trained-{self.weights_fingerprint[:8]}'
 
     @property
@@ -278,25 +306,20 @@ class LateInteraction(pt.Estimator):
     # ---- identity ----------------------------------------------------------------------------------------------
 
     def apply_attributes(self, **attributes: Any) -> LateInteraction:  # noqa: ANN401
-        """The same weights with other settings.
+        """The same weights with other settings; whichever of the two is trained first takes weights of its own.
 
         Raises:
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
-        other = with_settings(self, attributes)
-        module = self.module if other.device == self.device else copied(self.module, other.device)
-        encoder = module.encoder.view(query_max_length=other.query_max_length, doc_max_length=other.doc_max_length,
-                                      amp=other.amp)
-        other.module = TokenEncoder(encoder, module.projection, other.normalize).eval()
-        other._cache = _VectorCache(other.cache_bytes)   # vectors of other settings are no use
-        return other
+        return with_settings(self, attributes)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """None."""
         return {}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, LateInteraction) and self._key() == other._key()
+        return isinstance(other, LateInteraction) and self._key() == other._key() and (
+            self.module is other.module or self.weights_fingerprint == other.weights_fingerprint)
 
     def __hash__(self) -> int:
         return hash(self._key())

@@ -131,6 +131,25 @@ def test_applied_attributes_take_effect_and_leave_the_original_as_it_was(teacher
     assert other != teacher
 
 
+@pytest.mark.parametrize('name, value', [('mask_tokens', 8), ('doc_max_length', 5), ('query_max_length', 4),
+                                         ('normalize', False)])
+def test_settings_take_effect_whenever_they_are_set(teacher, tiny_bert_dir, tmp_path, name, value):
+    before, fresh = scores_of(teacher), teacher_of(tiny_bert_dir, **{name: value})
+    teacher.set_parameter(name, value)
+    np.testing.assert_array_equal(scores_of(teacher), scores_of(fresh))
+    assert not np.array_equal(scores_of(teacher), before) and teacher == fresh and repr(teacher) == repr(fresh)
+    teacher.save(tmp_path / 'saved')
+    np.testing.assert_array_equal(scores_of(teacher_of(tmp_path / 'saved')), scores_of(teacher))
+
+
+def test_what_shares_weights_and_is_trained_leaves_the_other_as_it_was(teacher, toy_results, toy_qrels):
+    before, name = scores_of(teacher), repr(teacher)
+    other = pt.inspect.transformer_apply_attributes(teacher, training=teacher.training.replace(steps=2, batch_size=4))
+    other.fit(toy_results, toy_qrels)
+    np.testing.assert_array_equal(scores_of(teacher), before)
+    assert repr(teacher) == name != repr(other) and not np.array_equal(scores_of(other), before)
+
+
 def test_another_device_is_another_copy_of_the_weights(teacher):
     elsewhere = pt.inspect.transformer_apply_attributes(teacher, device='meta')
     assert elsewhere.module.encoder.device.type == elsewhere.device.type == 'meta'
@@ -370,7 +389,7 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_weights(tiny_bert_dir
 def test_a_work_directory_of_another_teacher_is_refused(tiny_bert_dir, tiny_distilbert_dir, toy_results, toy_qrels,
                                                         tmp_path):
     teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
-    with pytest.raises(ValueError, match='teacher'):
+    with pytest.raises(ValueError, match='weights .* there'):
         teacher_of(tiny_distilbert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work',
                                                            resume=True)
 
