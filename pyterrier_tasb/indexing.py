@@ -43,7 +43,7 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
         text_field: The passages' text.
         batch_size: Passages encoded and kept at a time.
         overwrite: Replace the dense index at `path`.
-        verbose: Show progress.
+        verbose: Show progress, also of searches in the index that is returned.
 
     Returns:
         A fresh object: an index object that was open on the old files would go on answering from them.
@@ -76,7 +76,7 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
             part.leave()
             raise
         shutil.rmtree(folder)
-    return pyterrier_dr.FlexIndex(str(given))
+    return pyterrier_dr.FlexIndex(str(given), verbose=verbose)
 
 
 def _check_place(path: Path, overwrite: bool) -> None:

@@ -201,6 +201,15 @@ def test_an_index_or_an_empty_directory_is_replaced(tmp_path):
     assert len(built(tmp_path / 'index', overwrite=True)) == 23
 
 
+@pytest.mark.parametrize('verbose', [False, True])
+def test_searches_show_progress_where_indexing_did(tmp_path, verbose, capfd):
+    index = built(tmp_path / 'index', verbose=verbose)
+    capfd.readouterr()
+    query = pd.DataFrame({'qid': ['q'], 'query_vec': [np.ones(2, dtype=np.float32)]})
+    assert len(index.np_retriever(num_results=5)(query)) == 5
+    assert ('scoring' in capfd.readouterr().err) == verbose
+
+
 def test_what_a_link_points_to_is_replaced(tmp_path):
     built(tmp_path / 'disk' / 'real', CORPUS[:5])
     (tmp_path / 'index').symlink_to('disk/real')
