@@ -58,4 +58,4 @@ def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex
         pipeline = query_encoder >> HalfPrecisionRetriever(index, device, num_results)
     else:
         pipeline = query_encoder >> index.np_retriever(num_results=num_results, drop_query_vec=True) >> WithoutDocid()
-    return pipeline if text is None else pipeline >> text_loader(text, text_field)
+    return pipeline if text is None else pipeline >> text_loader(text, text_field, name='text')

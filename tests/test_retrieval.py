@@ -103,8 +103,16 @@ def test_a_cut_reaches_the_search(tmp_path):
 
 def test_what_cannot_load_text_is_refused(tmp_path):
     index = built(SOME, tmp_path / 'index.flex')
-    with pytest.raises(ValueError, match='cannot load text'):
+    with pytest.raises(ValueError, match=r"text='vaswani' \(str\) cannot load text"):
         build_retriever(QUERIES, index, text='vaswani')
+
+
+@pytest.mark.parametrize('text', [{f'd{i}': 'rose ' * 1000 for i in range(1000)}, SOME * 100,
+                                  pd.DataFrame(SOME * 100)], ids=['dict', 'list', 'frame'])
+def test_texts_that_are_refused_are_named_and_not_printed(tmp_path, text):
+    with pytest.raises(ValueError, match=fr'(?s)^text=.* \({type(text).__name__}\) cannot load') as raised:
+        build_retriever(QUERIES, built(SOME, tmp_path / 'index.flex'), text=text)
+    assert len(str(raised.value)) < 400
 
 
 def test_an_index_that_is_there_is_kept_unless_overwritten(tmp_path):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -140,13 +141,14 @@ def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None
         check_scores(results, 'training')
 
 
-def text_loader(corpus: Any, text_field: str = 'text') -> pt.Transformer:  # noqa: ANN401
+def text_loader(corpus: Any, text_field: str = 'text', *, name: str = 'corpus') -> pt.Transformer:  # noqa: ANN401
     """A transformer that adds `text_field` by docno, from anything that can load text.
 
     Args:
         corpus: A text store, something with a `text_loader` method (a dataset, a Terrier index, `PyDocs`), or a
             transformer that adds the column itself.
         text_field: The column.
+        name: What the user calls `corpus`.
 
     Raises:
         ValueError: `corpus` can do none of it.
@@ -157,8 +159,9 @@ def text_loader(corpus: Any, text_field: str = 'text') -> pt.Transformer:  # noq
         return corpus.text_loader(fields=[text_field])
     if isinstance(corpus, pt.Transformer) and not isinstance(corpus, pt.Indexer):   # an index has no text to load
         return corpus
-    raise ValueError(f'corpus={corpus!r} cannot load text: give a TextStore, a data set or index with a text_loader(), '
-                     f'or a transformer that adds {text_field!r} by docno')
+    raise ValueError(f'{name}={reprlib.repr(corpus):.80} ({type(corpus).__name__}) cannot load text: give a TextStore '
+                     '(of a dictionary: TextStore.build(path, texts.items())), a data set or index with a '
+                     f'text_loader(), or a transformer that adds {text_field!r} by docno')
 
 
 class CandidateSource(pt.Transformer):
