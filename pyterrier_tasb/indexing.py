@@ -79,15 +79,19 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
     return pyterrier_dr.FlexIndex(str(given), verbose=verbose)
 
 
+def is_index(path: Path) -> bool:
+    """Whether `path` is the directory of a dense index."""
+    meta = path / 'pt_meta.json'
+    return meta.exists() and read_json(meta).get('type') == pyterrier_dr.FlexIndex.ARTIFACT_TYPE
+
+
 def _check_place(path: Path, overwrite: bool) -> None:
     """Nothing but a dense index is replaced, and that only where it is asked for."""
     if not path.exists():
         return
     if not overwrite:
         raise ValueError(f'{path} exists: index to a new path, or pass overwrite=True')
-    meta = read_json(path / 'pt_meta.json') if (path / 'pt_meta.json').exists() else {}
-    is_index = meta.get('type') == pyterrier_dr.FlexIndex.ARTIFACT_TYPE
-    if not path.is_dir() or not is_index and any(path.iterdir()):
+    if not path.is_dir() or not is_index(path) and any(path.iterdir()):
         raise ValueError(f'{path} is no dense index (its pt_meta.json would say so) and is not replaced: index to '
                          'another path')
 

@@ -1,6 +1,10 @@
 """From an index to pipelines whose results carry text."""
 from __future__ import annotations
 
+import numbers
+import os
+import reprlib
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,6 +12,7 @@ import pyterrier as pt
 import pyterrier_dr
 import torch
 
+from .indexing import is_index
 from .pairs.examples import text_loader
 from .search import HalfPrecisionRetriever, fits
 
@@ -36,14 +41,14 @@ class WithoutDocid(pt.Transformer):
         return hash(WithoutDocid)
 
 
-def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex, *, text: Any = None,  # noqa: ANN401
-                    num_results: int = 1000, text_field: str = 'text',
+def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex | str | os.PathLike, *,
+                    text: Any = None, num_results: int = 1000, text_field: str = 'text',  # noqa: ANN401
                     device: torch.device | str = 'cpu') -> pt.Transformer:
     """Queries → results by exact search, with text, without the index's own docid.
 
     Args:
         query_encoder: Adds `query_vec`.
-        index: What to search.
+        index: What to search, or its path.
         text: A data set, index or transformer that adds the text by docno; None leaves it out.
         num_results: Results for each query.
         text_field: The text's column.
@@ -52,10 +57,27 @@ def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex
 
     Returns:
         An ordinary pipeline; `% k` after it fuses into the search when compiled.
+
+    Raises:
+        ValueError: `index` is no dense index, `num_results` is below 1, or `text` cannot load text.
     """
+    if isinstance(num_results, bool) or not isinstance(num_results, numbers.Integral) or num_results < 1:
+        raise ValueError(f'num_results={num_results!r}: must be a whole number of at least 1')
+    index = _opened(index)
     device = torch.device(device)
     if index.sim_fn == pyterrier_dr.SimFn.dot and fits(index, device):
         pipeline = query_encoder >> HalfPrecisionRetriever(index, device, num_results)
     else:
         pipeline = query_encoder >> index.np_retriever(num_results=num_results, drop_query_vec=True) >> WithoutDocid()
     return pipeline if text is None else pipeline >> text_loader(text, text_field, name='text')
+
+
+def _opened(index: pyterrier_dr.FlexIndex | str | os.PathLike) -> pyterrier_dr.FlexIndex:
+    if isinstance(index, pyterrier_dr.FlexIndex):
+        return index
+    if not isinstance(index, (str, os.PathLike)):
+        raise ValueError(f'index={reprlib.repr(index):.80} is a {type(index).__name__}: give the FlexIndex that '
+                         'index(corpus, path) returns, or its path')
+    if not is_index(Path(index)):
+        raise ValueError(f'there is no dense index at {str(index)!r}: index(corpus, path) makes one')
+    return pyterrier_dr.FlexIndex(str(index), verbose=False)

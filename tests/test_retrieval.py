@@ -1,5 +1,6 @@
 """From vectors to an index that is whole or not there, and to retrievers whose results fit what comes after."""
 import unittest
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,33 @@ def test_texts_that_are_refused_are_named_and_not_printed(tmp_path, text):
     with pytest.raises(ValueError, match=fr'(?s)^text=.* \({type(text).__name__}\) cannot load') as raised:
         build_retriever(QUERIES, built(SOME, tmp_path / 'index.flex'), text=text)
     assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize('n', [0, -1, 1.0, True, None, '10'])
+def test_a_number_of_results_below_one_is_refused(tmp_path, n):
+    with pytest.raises(ValueError, match=f'num_results={n!r}: must be a whole number of at least 1'):
+        build_retriever(QUERIES, built(SOME, tmp_path / 'index.flex'), num_results=n)
+
+
+@pytest.mark.parametrize('kind', [str, Path])
+def test_a_path_is_opened(tmp_path, kind, capfd):
+    index = built(SOME, tmp_path / 'index.flex')
+    found = build_retriever(QUERIES, kind(tmp_path / 'index.flex'), num_results=np.int64(2))(TOPICS)
+    pd.testing.assert_frame_equal(found, build_retriever(QUERIES, index, num_results=2)(TOPICS))
+    assert 'scoring' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('meta', [None, '{}', '{"type": "sparse_index", "format": "terrier"}'])
+def test_a_path_without_a_dense_index_is_refused(tmp_path, meta):
+    if meta is not None:
+        (tmp_path / 'pt_meta.json').write_text(meta)
+    with pytest.raises(ValueError, match=r'no dense index at .*: index\(corpus, path\) makes one'):
+        build_retriever(QUERIES, tmp_path)
+
+
+def test_what_is_no_dense_index_is_refused():
+    with pytest.raises(ValueError, match='index=.* is a DataFrame: give the FlexIndex .* or its path'):
+        build_retriever(QUERIES, TOPICS)
 
 
 def test_an_index_that_is_there_is_kept_unless_overwritten(tmp_path):
