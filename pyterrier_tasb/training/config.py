@@ -54,7 +54,8 @@ class Training:
         scale: Factor on the cosine of a student with unit-length vectors; a student without them ignores it.
         positive_bonus: Added to the teacher's score of a judged positive, after scaling; 0 is the paper.
         eval_every: Steps between validations; None means ten in a run.
-        measure: The ir_measures measure that validation watches, kept by its own name there: 'RR@10' of 'MRR@10'.
+        measure: The measure that validation watches, as `pt.Experiment` takes it (`nDCG @ 10`, 'ndcg_cut_10') or by any
+            name in ir_measures ('MRR@10'). It is kept by its own name there ('RR@10').
         patience: Validations without gain before training stops; None never stops early.
         patience_from: No early stop before this step.
         save_every: Steps between checkpoints; None saves at every validation, or ten times in a run without one.
@@ -97,7 +98,7 @@ class Training:
     scale: float = 20.0
     positive_bonus: float = 0.0
     eval_every: int | None = None
-    measure: str = 'nDCG@10'
+    measure: str | Any = 'nDCG@10'   # a name from construction on
     patience: int | None = None
     patience_from: int = 0
     save_every: int | None = None
@@ -148,12 +149,17 @@ class Training:
 
     def _check_measure(self) -> None:
         import ir_measures
-        if not isinstance(self.measure, str) or not self.measure.strip():
-            raise ValueError(f"Training(measure={self.measure!r}): must be a measure's name, 'nDCG@10' for example")
+        name = str(self.measure) if isinstance(self.measure, ir_measures.Measure) else self.measure
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f'Training(measure={self.measure!r}): must be a measure, or its name, nDCG@10 for example')
         try:
-            object.__setattr__(self, 'measure', str(ir_measures.parse_measure(self.measure)))
+            found = _measures_of(name)
         except Exception as error:
             raise ValueError(f'Training(measure={self.measure!r}): ir_measures does not know it ({error})') from error
+        if len(found) != 1:
+            raise ValueError(f'Training(measure={name!r}): stands for {len(found)} measures '
+                             f'({", ".join(map(str, found[:5]))}, …): name one')
+        object.__setattr__(self, 'measure', str(found[0]))
 
     def _check_tracker(self) -> None:
         if self.report_to == 'none':
@@ -220,3 +226,15 @@ class Training:
         if self.schedule == 'cosine':
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         return 1.0
+
+
+def _measures_of(name: str) -> list:
+    """What a name means in ir_measures, or else to `pt.Experiment`, which takes trec_eval's names."""
+    import ir_measures
+    try:
+        return [ir_measures.parse_measure(name)]
+    except Exception as unknown:
+        try:
+            return ir_measures.parse_trec_measure(name)
+        except ValueError:
+            raise unknown from None

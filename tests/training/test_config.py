@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from ir_measures import AP, RR, define_byquery, nDCG
 
 from pyterrier_tasb import Training
 from pyterrier_tasb.modelcard import _measures
@@ -42,6 +43,25 @@ def test_numbers_of_numpy_are_kept_as_plain_ones():
                                          ('nDCG(dcg="exp-log2")@5', "nDCG(dcg='exp-log2')@5")])
 def test_a_measure_is_kept_by_its_own_name(given, name):
     assert Training(measure=given).measure == Training().replace(measure=given).measure == name
+
+
+@pytest.mark.parametrize('given, name', [(nDCG @ 10, 'nDCG@10'), (AP(rel=2), 'AP(rel=2)'), (RR, 'RR'),
+                                         ('map', 'AP'), ('ndcg_cut_10', 'nDCG@10'), ('recip_rank', 'RR'),
+                                         ('recall_100', 'R@100'), ('P_10', 'P@10')])
+def test_a_measure_is_taken_as_experiments_take_it(given, name):
+    training = Training(measure=given)
+    assert training == Training(measure=name) and training.measure == name == training.replace(steps=5).measure
+    assert json.loads(json.dumps(training.to_dict()))['measure'] == name
+
+
+@pytest.mark.parametrize('given, message', [
+    ('ndcg_cut', "measure='ndcg_cut'.*9 measures .nDCG@5, nDCG@10, .*name one"),
+    (define_byquery(lambda qrels, run: 0.0, name='Mine'), r'measure=Mine\): ir_measures does not know it'),
+    ([nDCG @ 10], r'measure=\[nDCG@10\]\): must be a measure, or its name'),
+])
+def test_a_measure_must_be_one_that_a_name_stands_for(given, message):
+    with pytest.raises(ValueError, match=message):
+        Training(measure=given)
 
 
 @pytest.mark.parametrize('measure', ['MRR@10', 'RR@10'])
