@@ -27,6 +27,7 @@ from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
 from pyterrier_tasb.baselines import bm25
+from pyterrier_tasb.documents import documents
 from pyterrier_tasb.training.validation import by_reciprocal_rank
 
 TEACHER_FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'
@@ -78,9 +79,6 @@ class MsMarco:
             yield from ((doc['docno'], doc['text']) for doc in corpus)
         else:
             yield from pt.tqdm(columns(self.folder / 'collection.tsv', 2), desc='collection', unit='passage')
-
-    def get_corpus_iter(self) -> Iterator[dict[str, str]]:
-        return ({'docno': docno, 'text': self.texts[row]} for row, docno in enumerate(self.texts.ids))
 
     def topics(self, split: str) -> pd.DataFrame:
         if self.irds:
@@ -173,7 +171,7 @@ def expanded_corpus(args: argparse.Namespace, data: MsMarco) -> Iterator[dict[st
     """Passages with their predicted queries."""
     predicted = TextStore.build(args.out / 'predictions', columns(args.data / 'docT5query.tsv', 2)) \
         if not (args.out / 'predictions').exists() else TextStore(args.out / 'predictions')
-    for doc in data.get_corpus_iter():
+    for doc in documents(data.texts):
         row = int(predicted.index_of([doc['docno']])[0])
         yield doc if row < 0 else {**doc, 'text': f'{doc["text"]} {predicted[row]}'}
 
@@ -204,7 +202,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     data = MsMarco(args)
     print(f'{len(data.texts):,} passages')
-    sparse = bm25(data.get_corpus_iter(), args.out / 'bm25')
+    sparse = bm25(data.texts, args.out / 'bm25')
     systems = {sparse.label: sparse.retriever}
     if (args.data / 'docT5query.tsv').exists():
         expanded = bm25(expanded_corpus(args, data), args.out / 'doct5query', name='docT5query')

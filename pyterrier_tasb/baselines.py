@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from more_itertools import chunked, peekable
 
 from ._files import atomic_dir
 from ._locks import LOCK, locked
+from .documents import Corpus, documents
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
@@ -47,7 +48,7 @@ def available_engine() -> str:
     return 'pisa'
 
 
-def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto', k1: float | None = None,
+def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: float | None = None,
          b: float | None = None, num_results: int = 1000, name: str = 'BM25',
          expansion: pt.Transformer | None = None) -> Sparse:
     """Index a corpus (docno, text) and search it with BM25; an index that is there is used as it is.
@@ -57,7 +58,8 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
     be as much room as the texts take.
 
     Args:
-        corpus: Dictionaries with docno and text; streamed.
+        corpus: Dictionaries with docno and text, a text store or a data set (anything with `get_corpus_iter`);
+            streamed.
         path: The index's directory; the engine's name is added to it.
         engine: 'terrier', 'pisa', or 'auto' for whichever is there.
         k1: None takes the engine's default (Terrier 1.2, PISA 0.9).
@@ -82,7 +84,7 @@ def bm25(corpus: Iterable[dict], path: str | os.PathLike, *, engine: str = 'auto
     return Sparse(retriever, f'{name} ({engine.capitalize() if engine == "terrier" else "PISA"}, k1={k1:g}, b={b:g})')
 
 
-def _terrier(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: int,
+def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
              expansion: pt.Transformer | None) -> pt.Transformer:
     longest = 100   # bytes of a docno; Terrier cuts longer ones in silence
     docs = _checked(corpus, lambda docno: len(docno.encode()) <= longest, f'Terrier takes at most {longest} bytes')
@@ -93,7 +95,7 @@ def _terrier(corpus: Iterable[dict], path: Path, k1: float, b: float, num_result
     return pt.rewrite.tokenise() >> search >> pt.rewrite.reset() >> WithoutDocid()
 
 
-def _pisa(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: int,
+def _pisa(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
           expansion: pt.Transformer | None) -> pt.Transformer:
     try:
         from pyterrier_pisa import PisaIndex
@@ -111,8 +113,8 @@ def _pisa(corpus: Iterable[dict], path: Path, k1: float, b: float, num_results: 
     return PisaIndex(str(path), text_field='text').bm25(k1=k1, b=b, num_results=num_results)
 
 
-def _checked(corpus: Iterable[dict], fits: Callable[[str], bool], rule: str) -> Iterator[dict]:
-    for doc in corpus:
+def _checked(corpus: Corpus, fits: Callable[[str], bool], rule: str) -> Iterator[dict]:
+    for doc in documents(corpus):
         if not fits(doc['docno']):
             raise ValueError(f'docno {doc["docno"]!r}: {rule}')
         if not isinstance(doc['text'], str):

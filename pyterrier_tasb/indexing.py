@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,12 +21,13 @@ from npids.codecs import FwdFixedBytes
 from ._files import fingerprint, move_into_place, read_json, write_json
 from ._locks import LOCK, locked
 from ._threads import in_order
+from .documents import Corpus, documents
 from .texts import hash_of
 
 _SAVE_EVERY = 5.0   # seconds of encoding that an interruption may lose, beside the batch that is worked on
 
 
-def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Callable[[int, list[str]], Any],
+def build_index(corpus: Corpus, path: str | os.PathLike, tokenise: Callable[[int, list[str]], Any],
                 encode: Callable[[Any], np.ndarray], *, key: str, text_field: str = 'text', batch_size: int = 4096,
                 overwrite: bool = False, verbose: bool = False) -> pyterrier_dr.FlexIndex:
     """Encode a corpus into a new FlexIndex, which appears at `path` only when it is whole.
@@ -35,7 +36,8 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
     beginning and encodes only what is not there yet; vectors of other passages or of another encoder are not used.
 
     Args:
-        corpus: Dictionaries with docno (a string or a whole number) and the text field; streamed.
+        corpus: Dictionaries with docno (a string or a whole number) and the text field, a text store or a data set
+            (anything with `get_corpus_iter`); streamed.
         path: Where the index goes; a link is followed.
         tokenise: (row of the first, texts of a batch) → what `encode` takes; called in another thread, a batch ahead.
         encode: → float32[n, D], the vectors of a batch.
@@ -50,7 +52,7 @@ def build_index(corpus: Iterable[dict], path: str | os.PathLike, tokenise: Calla
 
     Raises:
         ValueError: `path` exists and `overwrite` is False or it is no dense index, `path.part` holds something else,
-            the corpus is empty, a passage has no text or no docno that can be kept, or a docno comes twice.
+            the corpus is empty or none, a passage has no text or no docno that can be kept, or a docno comes twice.
     """
     given, path = path, Path(path)
     path = path.resolve() if path.is_symlink() else path
@@ -133,9 +135,9 @@ class _Batch:
         self.hash = fingerprint(key, docnos, texts)
 
 
-def _batches(corpus: Iterable[dict], text_field: str, size: int, key: str) -> Iterator[_Batch]:
+def _batches(corpus: Corpus, text_field: str, size: int, key: str) -> Iterator[_Batch]:
     row, distinct = 0, _Distinct()
-    for docs in chunked(corpus, size):
+    for docs in chunked(documents(corpus, text_field), size):
         for number, doc in enumerate(docs, row):
             if not isinstance(doc, Mapping):
                 raise ValueError(f'document number {number} is {doc!r:.80}, expected a dictionary with docno and '
