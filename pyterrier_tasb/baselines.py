@@ -13,7 +13,7 @@ from more_itertools import chunked, peekable
 
 from ._files import atomic_dir
 from ._locks import LOCK, locked
-from .documents import Corpus, documents
+from .documents import Corpus, checked
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
@@ -58,8 +58,8 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
     be as much room as the texts take.
 
     Args:
-        corpus: Dictionaries with docno and text, a text store or a data set (anything with `get_corpus_iter`);
-            streamed.
+        corpus: Dictionaries with docno (a string or a whole number) and text, a text store or a data set
+            (anything with `get_corpus_iter`); streamed.
         path: The index's directory; the engine's name is added to it.
         engine: 'terrier', 'pisa', or 'auto' for whichever is there.
         k1: None takes the engine's default (Terrier 1.2, PISA 0.9).
@@ -69,8 +69,8 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
         expansion: Applied to documents before they are indexed, `Doc2Query(append=True)` for docT5query.
 
     Raises:
-        ValueError: An engine that is not known, a document that it cannot hold, an empty corpus, or less than 100 MB
-            of room for PISA.
+        ValueError: An engine that is not known, a document that it cannot hold, without docno or text, or with a docno
+            that came before, an empty corpus, or less than 100 MB of room for PISA.
         ImportError: No engine is there.
     """
     engine = available_engine() if engine == 'auto' else engine
@@ -87,7 +87,7 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
 def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
              expansion: pt.Transformer | None) -> pt.Transformer:
     longest = 100   # bytes of a docno; Terrier cuts longer ones in silence
-    docs = _checked(corpus, lambda docno: len(docno.encode()) <= longest, f'Terrier takes at most {longest} bytes')
+    docs = _fitting(corpus, lambda docno: len(docno.encode()) <= longest, f'Terrier takes at most {longest} bytes')
     _build(path, docs, expansion,
            lambda part: pt.IterDictIndexer(str(part), meta={'docno': longest}, text_attrs=['text']))
     search = pt.terrier.TerrierIndex(str(path)).bm25(k1=k1, b=b, num_results=num_results)
@@ -101,7 +101,7 @@ def _pisa(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
         from pyterrier_pisa import PisaIndex
     except ImportError as error:
         raise ImportError('engine="pisa" needs PISA: pip install pyterrier-tasb[pisa]') from error
-    docs = _checked(corpus, lambda docno: docno.split() == [docno], 'PISA cuts it at the first white space')
+    docs = _fitting(corpus, lambda docno: docno.split() == [docno], 'PISA cuts it at the first white space')
 
     def indexer(part: Path) -> pt.Indexer:
         free = shutil.disk_usage(part).free
@@ -113,13 +113,11 @@ def _pisa(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
     return PisaIndex(str(path), text_field='text').bm25(k1=k1, b=b, num_results=num_results)
 
 
-def _checked(corpus: Corpus, fits: Callable[[str], bool], rule: str) -> Iterator[dict]:
-    for doc in documents(corpus):
+def _fitting(corpus: Corpus, fits: Callable[[str], bool], rule: str) -> Iterator[dict]:
+    for doc in checked(corpus):
         if not fits(doc['docno']):
             raise ValueError(f'docno {doc["docno"]!r}: {rule}')
-        if not isinstance(doc['text'], str):
-            raise ValueError(f'the text of {doc["docno"]!r} is no string but {type(doc["text"]).__name__}')
-        yield {'docno': doc['docno'], 'text': doc['text']}
+        yield doc
 
 
 def _build(path: Path, docs: Iterator[dict], expansion: pt.Transformer | None,

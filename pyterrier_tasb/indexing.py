@@ -1,12 +1,11 @@
 """From a corpus to a FlexIndex, in batches that are kept: an interruption loses seconds, and no half index is seen."""
 from __future__ import annotations
 
-import numbers
 import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +20,7 @@ from npids.codecs import FwdFixedBytes
 from ._files import fingerprint, move_into_place, read_json, write_json
 from ._locks import LOCK, locked
 from ._threads import in_order
-from .documents import Corpus, documents
-from .texts import hash_of
+from .documents import Corpus, checked
 
 _SAVE_EVERY = 5.0   # seconds of encoding that an interruption may lose, beside the batch that is worked on
 
@@ -136,52 +134,10 @@ class _Batch:
 
 
 def _batches(corpus: Corpus, text_field: str, size: int, key: str) -> Iterator[_Batch]:
-    row, distinct = 0, _Distinct()
-    for docs in chunked(documents(corpus, text_field), size):
-        for number, doc in enumerate(docs, row):
-            if not isinstance(doc, Mapping):
-                raise ValueError(f'document number {number} is {doc!r:.80}, expected a dictionary with docno and '
-                                 f'{text_field!r} (of a DataFrame: frame.to_dict("records"))')
-            if not isinstance(doc.get(text_field), str) or 'docno' not in doc:
-                raise ValueError(f'document {doc.get("docno")!r} (number {number}) has no docno or no {text_field!r} '
-                                 f'that is a string; it has {sorted(map(str, doc))}')
-        docnos = [_docno(doc['docno'], number) for number, doc in enumerate(docs, row)]
-        distinct.add(docnos)
-        yield _Batch(row, docnos, [doc[text_field] for doc in docs], key)
+    row = 0
+    for docs in chunked(checked(corpus, text_field, size), size):
+        yield _Batch(row, [doc['docno'] for doc in docs], [doc[text_field] for doc in docs], key)
         row += len(docs)
-
-
-def _docno(docno: Any, number: int) -> str:  # noqa: ANN401
-    if isinstance(docno, bool) or not isinstance(docno, (str, numbers.Integral)):
-        raise ValueError(f'the docno of document number {number} is {docno!r}: give a string or a whole number')
-    docno = str(docno)
-    try:
-        docno.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f'docno {docno!r} (document number {number}) holds half a surrogate pair, which utf-8 cannot '
-                         'write: name the passage otherwise') from error
-    if docno.endswith('\0'):
-        raise ValueError(f'docno {docno!r} (document number {number}) ends in a zero byte, which the index would not '
-                         'give back: name the passage otherwise')
-    return docno
-
-
-class _Distinct:
-    """Finds ids that come twice, in 8 bytes an id."""
-
-    def __init__(self) -> None:
-        self.seen = np.empty(0, dtype=np.uint64)
-
-    def add(self, ids: list[str]) -> None:
-        hashes = np.array([hash_of(i.encode('utf-8', 'surrogatepass')) for i in ids], dtype=np.uint64)
-        found, first = np.unique(hashes, return_index=True)
-        again = np.setdiff1d(np.arange(len(ids)), first)
-        at = np.searchsorted(self.seen, found)
-        known = first[(at < len(self.seen)) & (self.seen[np.minimum(at, len(self.seen) - 1)] == found)] \
-            if len(self.seen) else first[:0]
-        if len(again) or len(known):
-            raise ValueError(f'docno {ids[[*again, *known][0]]!r} comes twice in the corpus: a docno names one passage')
-        self.seen = np.insert(self.seen, at, found)
 
 
 class _Part:

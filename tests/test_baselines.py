@@ -150,7 +150,7 @@ def test_no_index_is_left_when_the_engine_stops_early(engine, toy_corpus, tmp_pa
 
 @pytest.mark.parametrize('text', [None, 1.5, ['rose']])
 def test_a_text_that_is_no_string_is_refused(toy_corpus, tmp_path, text):
-    with pytest.raises(ValueError, match="the text of 'odd' is no string but"):
+    with pytest.raises(ValueError, match=r"'odd' \(number 120\) has no 'text' that is a string"):
         bm25([*toy_corpus, {'docno': 'odd', 'text': text}, *toy_corpus], tmp_path / 'index', engine='pisa')
     assert not list(tmp_path.iterdir())
 

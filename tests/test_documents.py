@@ -2,11 +2,12 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pyterrier_tasb import TextStore
 from pyterrier_tasb.baselines import bm25
-from pyterrier_tasb.documents import documents
+from pyterrier_tasb.documents import checked, documents
 from pyterrier_tasb.indexing import build_index
 
 SOME = [{'docno': f'd{i}', 'text': text} for i, text in enumerate(['rose', 'star rose', 'wind wind', 'oven'])]
@@ -35,6 +36,14 @@ def built(corpus, path):
                        encode=lambda texts: np.array([[len(text)] for text in texts], dtype=np.float32))
 
 
+def by_bm25(engine):
+    return lambda corpus, path: bm25(corpus, path, engine=engine).retriever.search('moon')['docno'].tolist()
+
+
+INDEXES = {'dense': lambda corpus, path: list(built(corpus, path).payload()[0]), 'terrier': by_bm25('terrier'),
+           'pisa': by_bm25('pisa')}
+
+
 def test_every_form_gives_the_same_documents(corpus):
     assert list(documents(corpus)) == SOME
 
@@ -53,6 +62,51 @@ def test_bm25_takes_every_form(corpus, tmp_path, engine):
 def test_the_texts_of_a_store_go_where_they_are_looked_for(tmp_path):
     texts = TextStore.build(tmp_path / 'texts', [('d1', 'rose'), ('d2', 'star')])
     assert list(documents(texts, 'body')) == [{'docno': 'd1', 'body': 'rose'}, {'docno': 'd2', 'body': 'star'}]
+
+
+@pytest.mark.parametrize('docno', [7, np.int64(7)])
+@pytest.mark.parametrize('index', INDEXES)
+def test_whole_numbers_become_docnos(docno, index, tmp_path):
+    assert INDEXES[index]([*SOME, {'docno': docno, 'text': 'moon'}], tmp_path / 'index')[-1] == '7'
+
+
+BAD = [
+    ({'docno': 'd9'}, r"document 'd9' \(number 4\) has no 'text' that is a string: it has \['docno'\]"),
+    ({'docno': 'd9', 'text': 2.5}, r"document 'd9' \(number 4\) has no 'text' that is a string: it is of type float"),
+    ({'text': 'moon'}, r"document number 4 has no docno: it has \['text'\]"),
+    ({'docno': 2.5, 'text': 'moon'}, 'the docno of document number 4 is 2.5: give a string or a whole number'),
+    ({'docno': '\ud800', 'text': 'moon'}, 'half a surrogate pair'),
+    ({'docno': 'd1', 'text': 'moon'}, "docno 'd1' comes twice"),
+    ('d9', "document number 4 is 'd9', expected a dictionary"),
+]
+
+
+@pytest.mark.parametrize('doc, message', BAD)
+@pytest.mark.parametrize('index', INDEXES)
+def test_a_document_is_refused_by_every_index_with_what_it_lacks(doc, message, index, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        INDEXES[index]([*SOME, doc], tmp_path / 'index')
+    assert not [path for path in tmp_path.iterdir() if path.suffix != '.part']   # where what came before is kept
+
+
+@pytest.mark.parametrize('index', INDEXES)
+def test_a_frame_is_refused_with_what_to_do(index, tmp_path):
+    with pytest.raises(ValueError, match=r'number 0 is .docno.*frame.to_dict\("records"\)'):
+        INDEXES[index](pd.DataFrame(SOME), tmp_path / 'index')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, 4, 5, 9])
+def test_documents_stream_and_no_repetition_is_missed(n):
+    docs, seen = [*SOME, SOME[1]], []
+
+    def corpus():
+        for doc in docs:
+            seen.append(doc['docno'])
+            yield doc
+    with pytest.raises(ValueError, match="docno 'd1' comes twice"):
+        for number, doc in enumerate(checked(corpus(), 'text', n), 1):
+            assert len(seen) == number and doc == docs[number - 1]
 
 
 @pytest.mark.parametrize('wrong', [None, 7, 'corpus.jsonl', Path('corpus.jsonl'), built])
