@@ -19,6 +19,7 @@ from . import retrieval
 from ._files import differences
 from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
+from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
 from .encoding.precision import device_of, has_bf16
@@ -341,7 +342,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     # ---- retrieval ---------------------------------------------------------------------------------------------
 
-    def index(self, corpus: Iterable[dict] | TextStore, path: str | os.PathLike, *, tokens: TokenStore | None = None,
+    def index(self, corpus: Corpus, path: str | os.PathLike, *, tokens: TokenStore | None = None,
               batch_size: int | None = None, overwrite: bool = False) -> pyterrier_dr.FlexIndex:
         """Encode a corpus into a new FlexIndex, which appears at `path` only when it is whole.
 
@@ -349,8 +350,9 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         sorted by length, in bf16 where the hardware computes with it (see `amp`).
 
         Args:
-            corpus: Dictionaries with docno and the text field, streamed; or a text store, whose tokens are kept with it
-                and are those that :meth:`fit` reads where the store is its `corpus=`.
+            corpus: Dictionaries with docno and the text field, or a data set (anything with `get_corpus_iter`),
+                streamed; or a text store, whose tokens are kept with it and are those that :meth:`fit` reads where the
+                store is its `corpus=`.
             path: Where the index goes; `path.part` beside it keeps what is done.
             tokens: The tokens of the text store, where they are kept elsewhere (:meth:`tokenise_corpus`).
             batch_size: Passages encoded and kept at a time; None takes 4,096, or 65,536 on a GPU.
@@ -365,18 +367,17 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """
         from .indexing import build_index
         self._check_at_rest()
-        encoder, docs = self.encoder, corpus
+        encoder = self.encoder
         if tokens is not None:
             self._check_tokens(tokens, corpus)
-        if isinstance(corpus, TextStore):
-            docs = ({'docno': docno, self.text_field: corpus[row]} for row, docno in enumerate(corpus.ids))
-            tokens = tokens or self.tokenise_corpus(corpus)
+        elif isinstance(corpus, TextStore):
+            tokens = self.tokenise_corpus(corpus)
 
         def tokenise(row: int, texts: list[str]) -> Tokens:
             if tokens is None:
                 return encoder.tokenise(texts, 'doc')
             return tokens.take(np.arange(row, row + len(texts)))
-        return build_index(docs, path, tokenise, encoder.encode, key=encoder.fingerprint, text_field=self.text_field,
+        return build_index(corpus, path, tokenise, encoder.encode, key=encoder.fingerprint, text_field=self.text_field,
                            batch_size=batch_size or (65_536 if self.device.type == 'cuda' else 4096),
                            overwrite=overwrite, verbose=self.verbose)
 
@@ -406,15 +407,18 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             raise ValueError(f'{tokens!r} are not the tokens of this corpus for this encoder: '
                              f'{differences(tokens.key, wanted)}')
 
-    def retriever(self, index: pyterrier_dr.FlexIndex, *, text: Any = None, num_results: int = 1000,  # noqa: ANN401
-                  device: torch.device | str | None = None) -> pt.Transformer:
+    def retriever(self, index: pyterrier_dr.FlexIndex | str | os.PathLike, *, text: Any = None,  # noqa: ANN401
+                  num_results: int = 1000, device: torch.device | str | None = None) -> pt.Transformer:
         """Queries → results with text; see :func:`pyterrier_tasb.retrieval.build_retriever`.
 
         Args:
-            index: What to search.
+            index: What to search, or its path.
             text: A data set, index or transformer that adds the text by docno; None leaves it out.
             num_results: Results for each query.
             device: Where to search; None takes the encoder's. A GPU that has room for it holds the whole index.
+
+        Raises:
+            ValueError: `index` is no dense index, `num_results` is below 1, or `text` cannot load text.
         """
         return retrieval.build_retriever(self.query_encoder(), index, text=text, num_results=num_results,
                                          text_field=self.text_field, device=device or self.device)
