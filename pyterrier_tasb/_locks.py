@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyterrier as pt
 from filelock import FileLock, Timeout
 
 from ._files import disk_named
+from ._progress import say
 
 LOCK = '.lock'   # the file in a directory that a process holds while it works there
 
@@ -38,7 +38,7 @@ def locked(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
             if not wait:
                 raise ValueError(f'another process is working in {folder}: wait for it, or use another directory'
                                  ) from error
-            pt.tqdm.write(f'waiting for another process, which is working in {folder}')
+            say(f'waiting for another process, which is working in {folder}')
             lock.acquire()
         try:
             yield

@@ -20,6 +20,7 @@ from more_itertools import spy
 
 from ._files import claim, fingerprint, read_json, write_json
 from ._locks import rank, world_size
+from ._progress import say
 from .collection import TextLoader
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
@@ -303,7 +304,7 @@ class Fit:
         calibration = Calibration.from_dict(read_json(path, needs=[field.name for field in fields(Calibration)]))
         self.report['calibration'] = calibration.to_dict()
         if self._scores_needed:
-            pt.tqdm.write(f'{self.student!r}: {calibration}')
+            say(f'{self.student!r}: {calibration}')
         return calibration
 
     # ---- how weights move --------------------------------------------------------------------------------------
@@ -313,8 +314,8 @@ class Fit:
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
         self.student._unfinished = self.begun
         if self.economies.describe():
-            pt.tqdm.write(f'{self.student!r}: as in the call that this one goes on with, {self.economies.describe()} '
-                          f'({self.economies.file})')
+            say(f'{self.student!r}: as in the call that this one goes on with, {self.economies.describe()} '
+                f'({self.economies.file})')
         try:
             record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                            validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
@@ -353,7 +354,7 @@ class Fit:
         """
         if self.__dict__.get('_captured') is not None:
             self._capture_no_more(first)
-            pt.tqdm.write(f'{self.student!r}: out of GPU memory; going on without captured steps, which take more')
+            say(f'{self.student!r}: out of GPU memory; going on without captured steps, which take more')
             return True
         if batch is None:
             return False
@@ -362,9 +363,9 @@ class Fit:
         if half < lengths.max():
             return False
         self.economies.halve(first, half)
-        pt.tqdm.write(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
-                      f'{half:,} at a time, which gives the same gradients and takes a third longer. '
-                      f'Training(micro_batch_tokens={half}) starts with that')
+        say(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
+            f'{half:,} at a time, which gives the same gradients and takes a third longer. '
+            f'Training(micro_batch_tokens={half}) starts with that')
         return True
 
     def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

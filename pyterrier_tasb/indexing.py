@@ -19,6 +19,7 @@ from npids.codecs import FwdFixedBytes
 
 from ._files import fingerprint, move_into_place, read_json, write_json
 from ._locks import LOCK, locked
+from ._progress import say
 from ._threads import in_order
 from .documents import Corpus, checked
 
@@ -225,8 +226,8 @@ class _Part:
             self._save()
         self.file.close()
         if self.kept:
-            pt.tqdm.write(f'{sum(batch["n"] for batch in self.kept):,} passages are encoded and kept in {self.folder}: '
-                          'the same call goes on from there')
+            say(f'{sum(batch["n"] for batch in self.kept):,} passages are encoded and kept in {self.folder}: '
+                'the same call goes on from there')
         else:
             shutil.rmtree(self.index, ignore_errors=True)
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,13 +104,17 @@ class TextStore(OnDisk):
         """Write (id, text) pairs as they come; the store appears when it is whole.
 
         Raises:
-            ValueError: `path` exists, an id comes twice, or a text is no string.
+            ValueError: `path` exists, an item is no pair, an id comes twice, or a text is no string.
         """
         check_new(path, 'TextStore')
         with atomic_dir(path) as part:
             hashes = array('Q')
             with _Writer(part / 'texts') as texts, _Writer(part / 'ids') as ids:
-                for i, text in items:
+                for item in items:
+                    if isinstance(item, Mapping):   # one of two keys would pass for a pair
+                        raise ValueError(f'{item!r:.80} is no (id, text) pair: of documents, give ((doc["docno"], '
+                                         'doc["text"]) for doc in corpus)')
+                    i, text = item
                     if not isinstance(text, str):
                         raise ValueError(f'the text of {i!r} is no string but {type(text).__name__}')
                     texts.add(text)

@@ -160,6 +160,8 @@ CASES = {
         np.zeros(3), qids=['a', 'b', 'c'])), 'none of its 3 query ids is a training query'),
     'clusters of no queries': (lambda g: g.fit(g.results, g.qrels, clusters=QueryClusters.from_assignment(
         np.zeros(60))), 'does not say which queries these are'),
+    'documents for texts': (lambda g: TextStore.build(g.folder / 'texts', [{'docno': 'd1', 'text': 'rose'}]),
+                            'is no .id, text. pair: of documents, give'),
     'clusters that are not there': (lambda g: g.fit(g.results, g.qrels, clusters=str(g.folder / 'nowhere')),
                                     'nowhere.* is not there: give a cluster file'),
     'clusters that are none': (lambda g: g.fit(g.results, g.qrels, clusters=7), 'clusters=7: give QueryClusters'),

@@ -61,7 +61,7 @@ def interrupted(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         built(tmp_path / 'index', encode=Encode(fails_at=4))
     assert not (tmp_path / 'index').exists()
-    assert '12 passages are encoded and kept' in capsys.readouterr().out
+    assert '12 passages are encoded and kept' in capsys.readouterr().err
     return tmp_path
 
 

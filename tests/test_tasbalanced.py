@@ -1,5 +1,6 @@
 """`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -481,6 +482,16 @@ def test_a_run_goes_on_under_another_name_and_with_another_log(tiny_bert_dir, to
     again.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
     for a, b in zip(again.model.state_dict().values(), done.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_two_threads_that_train_get_what_each_gets_alone(tiny_bert_dir, toy_results, toy_qrels, capsys):
+    def fit(seed):
+        tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(seed=seed))
+        return tasb.fit(toy_results, toy_qrels).weights_fingerprint
+    alone = [fit(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(fit, (1, 2))) == alone and alone[0] != alone[1]
+    assert not capsys.readouterr().out   # progress and messages go elsewhere
 
 
 def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from transformers.utils import logging as hf_logging
 
 from .._files import fingerprint
 from .._locks import rank
+from .._progress import say
 from ..encoding.precision import check_trains
 from . import checkpoints
 from .config import Training
@@ -30,6 +32,7 @@ SaveMemory = Callable[[int, Any], bool]   # (a step's first batch, the batch, or
 _AHEAD = {'cuda': 2}   # batches made ahead; on a CPU the cores have enough to do
 _LATE = {'cuda'}   # where losses are read a step later than they are computed
 _EXPLODED = 1000.0   # times the largest loss that was logged
+_ONE_AT_A_TIME = threading.RLock()   # dropout draws from the process's generator
 
 
 class Batches(Protocol):
@@ -454,7 +457,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     start = checkpoints.number(checkpoint) if checkpoint else 0
     progress = _Progress(desc)
     # also where the caller wants no gradients, as who encodes and trains in one block does
-    with untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
+    with _ONE_AT_A_TIME, untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
                            [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,
@@ -462,8 +465,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         trainer.remove_callback(PrinterCallback)
         if checkpoint:
             then = _describe(batches[trainer.first_batch], 'next batch: ') if start < training.steps else ''
-            pt.tqdm.write(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
-                          f'{training.learning_rate * training.rate_at(start):.3g}{then}')
+            say(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
+                f'{training.learning_rate * training.rate_at(start):.3g}{then}')
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.read_losses()
@@ -471,8 +474,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                 checkpoints.take_best(module, output_dir, trainer.state.best_global_step)
         except KeyboardInterrupt:
             then = checkpoints.going_on(output_dir) if kept else 'with work_dir= the call could be gone on with'
-            pt.tqdm.write(f'{desc}: interrupted at step {trainer.state.global_step}; the weights of that step are in '
-                          f'place, {then}')
+            say(f'{desc}: interrupted at step {trainer.state.global_step}; the weights of that step are in '
+                f'place, {then}')
             raise
         except NotFiniteError:
             checkpoints.restore(module, output_dir)

@@ -183,7 +183,7 @@ def test_too_little_memory_first_ends_the_captures(unable, tiny_distilbert_dir, 
     monkeypatch.setattr(captured.CapturedLoss, '_graph', graph)
     monkeypatch.setattr(Encoder, 'captures', True)
     TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu').fit(toy_results, toy_qrels)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count('going on without captured steps') == 1 and 'at a time' not in said
 
 
@@ -193,7 +193,7 @@ def test_too_little_memory_for_the_teacher_ends_the_captures(tiny_distilbert_dir
     assert not fit._save_memory(2, None) and fit.economies.plain_from > 6   # nothing that the student could give up
     fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
     assert fit._save_memory(2, None) and fit.economies.plain_from == 2 and fit._captured is None
-    assert 'going on without captured steps' in capsys.readouterr().out
+    assert 'going on without captured steps' in capsys.readouterr().err
     assert not fit._save_memory(2, None)
 
 

@@ -63,4 +63,4 @@ def test_a_fit_keeps_to_those_of_the_run_it_goes_on_with(tiny_bert_dir, toy_resu
     else:
         tasb.fit(toy_results, toy_qrels, work_dir=tmp_path, resume=True)
     assert (max(asked) <= 200) == checkpoints
-    assert ('200 tokens at a time from batch 0 on' in capsys.readouterr().out) == checkpoints
+    assert ('200 tokens at a time from batch 0 on' in capsys.readouterr().err) == checkpoints

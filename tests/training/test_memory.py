@@ -47,7 +47,7 @@ def test_memory_that_is_too_small_gives_the_same_weights(fitted, capsys):
     close(found, expected, atol=1e-5, rtol=0)
     halvings = sum(n > 300 for n in asked)
     assert 1 <= halvings < 5 and min(asked) < 300
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count('out of GPU memory') == halvings and 'micro_batch_tokens=' in said
     assert [entry['step'] for entry in tasb.record['history'] if 'loss' in entry] == [1, 2, 3, 4]
 

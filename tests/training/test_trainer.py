@@ -207,7 +207,7 @@ def test_a_resumed_run_touches_no_earlier_batch(tmp_path, accumulation, capsys):
         run(tmp_path, training, failing(7 * accumulation))
     run(tmp_path, training, batches=batches, resume=True)
     assert sorted(set(batches.asked)) == list(range(6 * accumulation, 10 * accumulation))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert 'resumed at step 6 of 10' in said and f'batch {6 * accumulation}' in said
 
 
@@ -502,14 +502,14 @@ def test_the_module_is_left_in_evaluation_mode_after_an_exception(tmp_path, erro
 def test_an_interrupt_says_where_it_was_and_how_to_go_on(tmp_path, capsys, at, step, checkpoint):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, loss=failing(at, KeyboardInterrupt), desc='Learning')
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert f'Learning: interrupted at step {step}' in said and checkpoint in said and 'resume=True' in said
 
 
 def test_an_interrupt_promises_nothing_where_nothing_is_kept(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, loss=failing(5, KeyboardInterrupt), kept=False)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert 'interrupted at step 5' in said and 'work_dir=' in said and 'checkpoint' not in said
 
 
