@@ -137,6 +137,14 @@ def test_settings_take_effect_whenever_they_are_set(tasb, tiny_bert_dir, toy_res
         assert getattr(TasBalanced(tasb.save(tmp_path / 'model')), name) == value
 
 
+@pytest.mark.parametrize('device', ['cpu', 'cpu:0', torch.device('cpu')])
+def test_a_device_has_several_names(tasb, device):
+    model = tasb.model
+    tasb.set_parameter('device', device)
+    tasb.encode_queries(['rose'])
+    assert tasb.model is model and tasb.encode_queries(['rose']).shape == (1, 32)
+
+
 def test_lengths_are_searched(tasb, toy_results, toy_topics, toy_qrels):
     found = pt.GridScan(pt.Transformer.from_df(toy_results) >> tasb, {tasb: {'doc_max_length': [3, 200]}}, toy_topics,
                         toy_qrels, metrics=['map'])

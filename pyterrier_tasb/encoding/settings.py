@@ -47,7 +47,7 @@ def under_settings(transformer: Any, encoder: Encoder) -> Encoder:  # noqa: ANN4
     lengths that the model cannot take.
     """
     transformer.device = device_of(transformer.device)
-    if transformer.device != encoder.device:
+    if not is_on(encoder, transformer.device):
         encoder = copied(encoder, transformer.device)
     wanted = transformer.amp, transformer.query_max_length, transformer.doc_max_length
     if wanted != settings_of(encoder):
@@ -55,6 +55,12 @@ def under_settings(transformer: Any, encoder: Encoder) -> Encoder:  # noqa: ANN4
         encoder = encoder.view(query_max_length=query_max_length, doc_max_length=doc_max_length, amp=amp)
         transformer.amp, transformer.query_max_length, transformer.doc_max_length = settings_of(encoder)
     return encoder
+
+
+def is_on(encoder: Encoder, device: torch.device) -> bool:
+    """Whether weights are on a device; where one of the two has no number, there is one only ('cpu:0', 'mps')."""
+    there = encoder.device
+    return there.type == device.type and (None in (there.index, device.index) or there.index == device.index)
 
 
 def owned(transformer: Any, module: Module) -> Module:  # noqa: ANN401

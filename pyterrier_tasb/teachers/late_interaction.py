@@ -19,7 +19,7 @@ from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
-from ..encoding.settings import copied, owned, settings_of, under_settings, with_settings
+from ..encoding.settings import copied, is_on, owned, settings_of, under_settings, with_settings
 from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
@@ -130,7 +130,7 @@ class LateInteraction(pt.Estimator):
         if self._settings() == self._settled:
             return
         self.device = device_of(self.device)
-        module = self._module if self.device == self._module.encoder.device else copied(self._module, self.device)
+        module = self._module if is_on(self._module.encoder, self.device) else copied(self._module, self.device)
         self._module = TokenEncoder(under_settings(self, module.encoder), module.projection, self.normalize).eval()
         self._cached_vectors, self._settled = _VectorCache(self.cache_bytes), self._settings()
 
