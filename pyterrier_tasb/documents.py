@@ -44,7 +44,7 @@ def documents(corpus: Corpus, text_field: str = 'text') -> Iterator[dict]:
                      f'with docno and {text_field!r}, a TextStore, or a data set with get_corpus_iter()')
 
 
-def checked(corpus: Corpus, text_field: str = 'text', at_a_time: int = 4096) -> Iterator[dict[str, str]]:
+def checked(corpus: Corpus, text_field: str = 'text', at_a_time: int = 65_536) -> Iterator[dict[str, str]]:
     """The documents of a corpus with docno and text only, as they come.
 
     Args:

@@ -100,16 +100,11 @@ class Fit:
             raise ValueError(f'pairwise_teacher={student.pairwise_teacher!r} cannot teach: give a transformer that '
                              'scores (query, text), or None for the scores that arrive')
         if self._in_batch_teacher_asked:
-            self._in_batch_teacher   # noqa: B018
+            in_batch_teacher_of(student.in_batch_teacher)   # loaded again when it teaches: memory is others' till then
 
     @property
     def _in_batch_teacher_asked(self) -> bool:
         return self.student.in_batch_teacher is not None and self.training.in_batch_weight > 0
-
-    @cached_property
-    def _in_batch_teacher(self) -> Any:  # noqa: ANN401
-        """Loaded, where the user gave a name."""
-        return in_batch_teacher_of(self.student.in_batch_teacher)
 
     # ---- what to learn from ------------------------------------------------------------------------------------
 
@@ -124,7 +119,7 @@ class Fit:
                            teacher=self._pairwise_teacher(), text_field=student.text_field,
                            scores_needed=self._scores_needed,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
-                           claim=self._claim, check_number=self._check_number)
+                           claim=self._claim, check_number=lambda n: self._check_number(n, 'a positive in the qrels'))
         self.report['dropped'] = examples.dropped
         if found and self._scores_needed and student.pairwise_teacher is not None:
             check_pairs(examples, student.pairwise_teacher, self.folder, self._teacher_name(), student.text_field)
@@ -186,16 +181,16 @@ class Fit:
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
         return ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
 
-    def _check_number(self, queries: int) -> None:
+    def _check_number(self, queries: int, what: str) -> None:
         if queries < self.training.batch_size:
-            raise ValueError(f'{queries} queries have positives to learn from, fewer than a batch of '
-                             f'{self.training.batch_size}: give more queries, or Training(batch_size=…)')
+            raise ValueError(f'{queries} queries have {what}, fewer than a batch of {self.training.batch_size}: give '
+                             'more queries, or Training(batch_size=…)')
         if self.training.clusters is not None and self.training.clusters > queries:
             raise ValueError(f'Training(clusters={self.training.clusters}) asks for more clusters than there are '
-                             f'queries with positives ({queries})')
+                             f'queries with {what} ({queries})')
 
     def _check_usable(self, pairs: ScoredPairs) -> None:
-        self._check_number(pairs.n_queries)
+        self._check_number(pairs.n_queries, 'training pairs')
         if self._scores_needed and not np.any(pairs.margin):
             raise ValueError(f'all {len(pairs):,} margins are 0, there is nothing to imitate: give pairwise_teacher=, '
                              "or train without a teacher, Training(pairwise_loss='ranknet')")
@@ -281,7 +276,7 @@ class Fit:
             'validation': self.validation, 'in_batch_teacher': self.report['in_batch_teacher']}, 'training.json')
         teacher = None
         if self._in_batch_teacher_asked:
-            teacher = bind_in_batch_teacher(self._in_batch_teacher, examples.queries, examples.docs,
+            teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
                                             self.folder / 'teacher-vectors', plan, self._n_batches)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
@@ -417,8 +412,9 @@ class Fit:
         student = self.student
         # not its name: a model directory may be named in several ways, and may have moved
         ours = {**data, 'weights': self.base_weights, 'tokenizer': student.encoder.tokenizer_fingerprint,
+                'pooling': student.encoder.pooling, 'normalize': student.encoder.normalize,
                 'amp': student.amp, 'lengths': list(student.max_length),
-                **{f'Training.{name}': value for name, value in self.training.deciding().items()}}
+                **self.training.deciding()}
         claim(self.folder, 'work', ours)
 
 

@@ -23,7 +23,7 @@ from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
 from .encoding.precision import device_of, has_bf16
-from .encoding.settings import copied, owned, settings_of, under_settings, with_settings
+from .encoding.settings import copied, owned, settings_of, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
@@ -101,20 +101,22 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self._encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                      device=self.device, amp=amp)
         self._encoder.check_pooling()
+        self.device = self._encoder.device
         self.amp, self.query_max_length, self.doc_max_length = settings_of(self._encoder)
+        self._learning_in: int | None = None   # the thread that is training the weights
         self._encoding_of: tuple[Encoder, Encoder] | None = None
         self._weights: str | None = None   # a fingerprint, once it was asked for
         self._shared = False   # the weights, with another transformer
         # how the weights were trained: by `fit`, or before they were saved
-        self.record: dict[str, Any] | None = model_directory.training_record(self.encoder.directory)
-        self._learning_in: int | None = None   # the thread that is training the weights
+        self.record: dict[str, Any] | None = model_directory.training_record(self._encoder.directory)
         # work_dir of an interrupted fit, name and weights before it
         self._unfinished: tuple[str, str, str] | None = None
 
     @property
     def encoder(self) -> Encoder:
-        """What computes, with the lengths, precision and device that this object has now."""
-        self._encoder = under_settings(self, self._encoder)
+        """What computes, with the lengths, precision and device that this object has now; never another in training."""
+        if self._learning_in is None:
+            self._encoder = under_settings(self, self._encoder)
         return self._encoder
 
     @property
@@ -206,10 +208,11 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """float32[N, D] vectors of passages; a text that occurs twice is encoded once."""
         return self._encode_distinct(texts, 'doc')
 
-    def _check_at_rest(self) -> None:
-        if self._learning_in not in (None, threading.get_ident()):
-            raise RuntimeError(f'{self!r} is being trained in another thread: wait for it, or encode with a copy() '
-                               'that was made before')
+    def _check_at_rest(self, *, also_here: bool = False) -> None:
+        """That no other thread trains the weights; `also_here`, nor this one."""
+        if self._learning_in not in (None, None if also_here else threading.get_ident()):
+            raise RuntimeError(f'{self!r} is being trained{"" if also_here else " in another thread"}: wait for it, or '
+                               'take a copy() that was made before')
 
     def _encode(self, texts: Iterable[str], side: str, batch_size: int) -> torch.Tensor:
         self._check_at_rest()
@@ -261,7 +264,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """
         from .fitting import Fit
         from .training.state import main_process_first
-        self._encoder, self._shared = owned(self, self._encoder), False
+        self._check_at_rest()
+        self._encoder, self._shared, self._encoding_of = owned(self, self.encoder), False, None
         with work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
             with main_process_first(self.device):
@@ -270,6 +274,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)         # what to learn from
                 clusters = fit.clusters(examples)                                  # topics, once
                 batches = fit.batches(examples, clusters)                          # what is in a batch, whom to imitate
+            self._check_at_rest()   # another thread may have come first
             self._learning_in = threading.get_ident()
             try:
                 self.record = fit.train(batches, pool)                             # how weights move
@@ -315,6 +320,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             ValueError: `path` exists and `overwrite` is False.
         """
         from .modelcard import model_card
+        self._check_at_rest()
         model_directory.save(self.encoder, path, overwrite=overwrite, settings={'scale': self.training.scale},
                              extra_files={'README.md': model_card(self), **self._record_file()})
         return Path(path)
@@ -427,9 +433,16 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def copy(self) -> TasBalanced:
         """An encoder with weights of its own: keep one to compare before and after a fit."""
+        self._check_at_rest(also_here=True)
+        shared = self._shared
         other = copy.copy(self)
-        other._encoder, other._shared, other._learning_in = copied(self.encoder), False, None
+        self._shared, other._shared = shared, False
+        other._encoder, other._encoding_of = copied(self.encoder), None
         return other
+
+    def __copy__(self) -> TasBalanced:
+        """One that shares weights, until either is trained."""
+        return sharing(self)
 
     def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
         """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.
@@ -439,6 +452,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         Raises:
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
+        self._check_at_rest(also_here=True)
         return with_settings(self, attributes)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:

@@ -149,7 +149,7 @@ CASES = {
                                  'corpus='),
     'a corpus that loads no text': (lambda g: g.fit(g.results.drop(columns='text'), g.qrels, corpus=7), 'corpus=7'),
     'fewer queries than a batch': (lambda g: g.fit(g.results, g.qrels, training=TRAINING.replace(batch_size=61)),
-                                   '60 queries have positives to learn from, fewer than a batch of 61'),
+                                   '60 queries have a positive in the qrels, fewer than a batch of 61'),
     'more clusters than queries': (lambda g: g.fit(g.results, g.qrels, training=TRAINING.replace(clusters=61)),
                                    'more clusters'),
     'pairs without topics': (lambda g: g.fit(pairs=g.pairs()), "queries' texts"),

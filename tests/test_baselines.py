@@ -96,7 +96,8 @@ def test_an_index_that_is_there_is_used_as_it_is(engine, sparse, there, toy_topi
 @pytest.mark.parametrize('fails', [False, True])
 def test_who_comes_second_waits_and_opens_what_is_there(toy_corpus, toy_topics, tmp_path, monkeypatch, fails):
     waiting, second = Event(), []
-    monkeypatch.setattr('pyterrier_tasb._locks.say', lambda said: waiting.set() if 'waiting for another' in said else None)
+    monkeypatch.setattr('pyterrier_tasb._locks.say',
+                        lambda said: waiting.set() if 'waiting for another' in said else None)
     with ThreadPoolExecutor(1) as pool:
         def slowly():
             yield from toy_corpus[:60]

@@ -1,4 +1,5 @@
 """Search over vectors in half precision against plain float32 products; a GPU does what the CPU does here."""
+import pickle
 import unittest
 
 import numpy as np
@@ -60,6 +61,14 @@ def test_results_are_those_of_numpy(index, n):
     assert set(found) == {'qid', 'query', 'docno', 'score', 'rank'} and len(found) == len(expected) == 20 * n
     np.testing.assert_allclose(found['score'].astype(float), expected['score'].astype(float), rtol=1e-3)
     assert found['rank'].tolist() == expected['rank'].tolist()
+
+
+def test_a_pickle_holds_no_vectors(index):
+    one = HalfPrecisionRetriever(index, 'cpu', 5)
+    expected = one(queries(2))
+    other = pickle.loads(pickle.dumps(one))
+    assert other._held.vectors is None
+    pd.testing.assert_frame_equal(other(queries(2)), expected)
 
 
 def test_a_cut_reaches_the_search(index):

@@ -1,5 +1,7 @@
 """`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
+import copy
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -138,11 +140,20 @@ def test_settings_take_effect_whenever_they_are_set(tasb, tiny_bert_dir, toy_res
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cpu:0', torch.device('cpu')])
-def test_a_device_has_several_names(tasb, device):
-    model = tasb.model
+def test_a_device_has_several_names(tasb, tiny_bert_dir, toy_results, toy_qrels, device):
+    model, name, before = tasb.model, tasb.model_name, tasb.weights_fingerprint
     tasb.set_parameter('device', device)
-    tasb.encode_queries(['rose'])
     assert tasb.model is model and tasb.encode_queries(['rose']).shape == (1, 32)
+    for trained in tasb, TasBalanced(tiny_bert_dir, device=device, training=FAST, amp='off'):
+        trained.fit(toy_results, toy_qrels)
+        assert trained.model_name != name and trained.weights_fingerprint != before
+
+
+def test_settings_leave_the_attention_that_was_chosen(tasb):
+    tasb.model.set_attn_implementation('eager')
+    tasb.doc_max_length = 50
+    tasb.encode_docs(['rose'])
+    assert tasb.model.config._attn_implementation == 'eager' and tasb.encoder.strategy == 'sorted'
 
 
 def test_lengths_are_searched(tasb, toy_results, toy_topics, toy_qrels):
@@ -151,8 +162,11 @@ def test_lengths_are_searched(tasb, toy_results, toy_topics, toy_qrels):
     assert found['map'].nunique() == 2
 
 
-def test_what_shares_weights_and_is_trained_leaves_the_other_as_it_was(tasb, toy_results, toy_qrels):
-    other, before = pt.inspect.transformer_apply_attributes(tasb, batch_size=4), tasb(toy_results)['score']
+@pytest.mark.parametrize('copied', [copy.copy, lambda tasb: tasb.apply_attributes(batch_size=4)],
+                         ids=['copied', 'with other settings'])
+def test_what_shares_weights_and_is_trained_leaves_the_other_as_it_was(tasb, toy_results, toy_qrels, copied):
+    before = tasb(toy_results)['score']
+    other = copied(tasb)
     assert other.model is tasb.model
     other.fit(toy_results, toy_qrels)
     assert tasb(toy_results)['score'].equals(before) and not other(toy_results)['score'].equals(before)
@@ -428,8 +442,12 @@ def test_nothing_is_encoded_with_weights_that_another_thread_trains(tiny_bert_di
 
     def elsewhere():
         for call in (lambda: tasb(toy_topics), lambda: tasb.index(toy_corpus, tmp_path / 'index'),
-                     lambda: tasb.encode_docs_torch(['rose'])):
+                     lambda: tasb.encode_docs_torch(['rose']), lambda: tasb.fit(toy_results, toy_qrels),
+                     lambda: tasb.save(tmp_path / 'model')):
             with pytest.raises(RuntimeError, match='is being trained in another thread'):
+                call()
+        for call in tasb.copy, tasb.apply_attributes:
+            with pytest.raises(RuntimeError, match='is being trained: wait for it'):
                 call()
         np.testing.assert_array_equal(before.encode_queries(['rose']), expected)
         outcomes.append('refused')
@@ -484,22 +502,70 @@ def test_a_batch_of_one_query(tiny_bert_dir, toy_results, toy_qrels, in_batch_lo
 
 def test_a_run_goes_on_under_another_name_and_with_another_log(tiny_bert_dir, toy_results, toy_qrels, tmp_path,
                                                                monkeypatch):
-    done = TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    training, steps = FAST.replace(save_every=2), iter(range(3))
+    whole = TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels)
+
+    def interrupt_at_3(*args, **kwargs):
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return dual_loss(*args, **kwargs)
+    with monkeypatch.context() as patched:
+        patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt_at_3)
+        with pytest.raises(KeyboardInterrupt):
+            TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
     monkeypatch.chdir(Path(tiny_bert_dir).parent)
-    again = TasBalanced(f'./{Path(tiny_bert_dir).name}', training=FAST.replace(log_every=1, save_every=1))
+    again = TasBalanced(f'./{Path(tiny_bert_dir).name}', training=training.replace(log_every=1, save_every=1))
     again.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
-    for a, b in zip(again.model.state_dict().values(), done.model.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    assert again.weights_fingerprint == whole.weights_fingerprint
+    assert [entry['step'] for entry in again.record['history'] if 'loss' in entry] == [2, 3, 4, 5, 6]
+    kept = {folder.name for folder in (tmp_path / 'work' / 'checkpoints').glob('checkpoint-*')}
+    assert kept == {'checkpoint-5', 'checkpoint-6'}
 
 
-def test_two_threads_that_train_get_what_each_gets_alone(tiny_bert_dir, toy_results, toy_qrels, capsys):
+def test_two_threads_that_train_take_turns_and_get_what_each_gets_alone(tiny_bert_dir, toy_results, toy_qrels, capsys,
+                                                                        monkeypatch):
+    trained = []
+
+    def slowly(*args, **kwargs):
+        trained.append(threading.get_ident())
+        time.sleep(.02)   # the other may come in between
+        return dual_loss(*args, **kwargs)
+    monkeypatch.setattr('pyterrier_tasb.fitting.dual_loss', slowly)
+
     def fit(seed):
         tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(seed=seed))
         return tasb.fit(toy_results, toy_qrels).weights_fingerprint
     alone = [fit(seed) for seed in (1, 2)]
+    trained.clear()
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(fit, (1, 2))) == alone and alone[0] != alone[1]
+    assert len(set(trained[:6])) == len(set(trained[6:])) == 1 and len(set(trained)) == 2
     assert not capsys.readouterr().out   # progress and messages go elsewhere
+
+
+def test_what_a_run_depends_on_beside_weights_is_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    for name, value in (('pooling', 'mean'), ('normalize', True)):
+        other = TasBalanced(tiny_bert_dir, training=FAST)
+        setattr(other.encoder, name, value)
+        with pytest.raises(ValueError, match=name):
+            other.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
+
+
+def test_a_miner_that_draws_at_random_may_go_on(tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus,
+                                                tmp_path):
+    texts = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    rng, docnos = np.random.default_rng(0), [doc['docno'] for doc in toy_corpus]
+
+    def draw(topics):
+        frame = topics.loc[topics.index.repeat(5)].reset_index(drop=True)
+        return frame.assign(docno=rng.choice(docnos, len(frame)), score=0.0, rank=0).drop_duplicates(['qid', 'docno'])
+
+    def fit(**options):
+        tasb = TasBalanced(tiny_bert_dir, negatives=pt.apply.generic(draw, required_columns=['qid']), corpus=texts,
+                           pairwise_teacher=_scorer(1), training=FAST)
+        return tasb.fit(toy_topics, toy_qrels, work_dir=tmp_path / 'work', **options)
+    assert fit().weights_fingerprint == fit(resume=True).weights_fingerprint
 
 
 def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
@@ -511,7 +577,7 @@ def test_a_work_directory_of_another_run_is_refused(tiny_bert_dir, toy_results, 
 
 def test_fewer_queries_than_a_batch(tiny_bert_dir, toy_results, toy_qrels):
     tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(batch_size=61))
-    with pytest.raises(ValueError, match='60 queries have positives to learn from, fewer than a batch of 61'):
+    with pytest.raises(ValueError, match='60 queries have a positive in the qrels, fewer than a batch of 61'):
         tasb.fit(toy_results, toy_qrels)
 
 

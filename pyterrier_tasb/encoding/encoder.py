@@ -141,10 +141,13 @@ class Encoder(torch.nn.Module):
     def view(self, *, query_max_length: int | None = None, doc_max_length: int | None = None,
              amp: str | None = None) -> Encoder:
         """The same weights, shared, with other lengths or another precision; None keeps what is."""
+        options = dict(query_max_length=query_max_length, doc_max_length=doc_max_length, amp=amp)
+        options = {name: getattr(self, name) if value is None else value for name, value in options.items()}
+        chosen = self.model.config._attn_implementation   # which may be the user's choice
         other = Encoder(self.model, self.tokenizer, pooling=self.pooling, normalize=self.normalize,
-                        query_max_length=query_max_length or self.query_max_length,
-                        doc_max_length=doc_max_length or self.doc_max_length, amp=amp or self.amp,
-                        strategy=self._wanted_strategy, settings=self.settings)
+                        strategy=self._wanted_strategy, settings=self.settings, **options)
+        if self.model.config._attn_implementation != chosen:
+            self.model.set_attn_implementation(chosen)
         other.training, other.directory = self.training, self.directory
         if other.amp == self.amp:
             other._chosen = self._chosen   # what was found right for the model need not be checked again

@@ -25,12 +25,19 @@ def with_settings(transformer: Loaded, settings: dict[str, Any]) -> Loaded:
     if settings.get('model_name', transformer.model_name) != transformer.model_name:
         raise ValueError(f'{transformer!r} cannot take the name of other weights: '
                          f'{kind}({settings["model_name"]!r}) loads them')
-    other = copy.copy(transformer)
+    other = sharing(transformer)
     for name, value in settings.items():
         if not hasattr(other, name):
             raise ValueError(f'{kind} has no attribute {name!r}')
         setattr(other, name, value)
     other.device = device_of(other.device)
+    return other
+
+
+def sharing(transformer: Loaded) -> Loaded:
+    """A shallow copy; both know that they have the same weights."""
+    other = type(transformer).__new__(type(transformer))
+    other.__dict__.update(transformer.__dict__)
     transformer._shared = other._shared = True
     return other
 

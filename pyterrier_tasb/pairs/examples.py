@@ -16,6 +16,7 @@ import pyterrier as pt
 from more_itertools import chunked
 
 from .._files import fingerprint, read_json, write_json
+from .._locks import rank
 from ..collection import TextLoader
 from ..texts import TextRows, TextStore
 from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, is_blank, name_of
@@ -88,7 +89,7 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
     path = folder / 'pairs'
     if (path / 'pt_meta.json').exists():
         pairs = ScoredPairs(path)
-        if results is None:
+        if results is None and rank() == 0:   # the others find the pairs that it has just made
             _check_mined(pairs, topics, source, max_pairs_per_query)
     elif results is not None and teacher is None:
         candidates = source(topics)
@@ -112,8 +113,9 @@ def _check_mined(pairs: ScoredPairs, topics: pd.DataFrame, source: CandidateSour
     again.counts, again._counted = None, {}   # what was dropped is counted already
     rows = {pairs.qids[int(row)]: int(row)
             for row in np.linspace(0, pairs.n_queries - 1, _MINED_AGAIN).astype(int)}
-    found = again(topics[topics['qid'].isin(rows)])
-    found = found.merge(again.positives, on=['qid', 'docno'], how='left', indicator=True)
+    some = topics[topics['qid'].isin(rows)]
+    mined = again(some)
+    found = mined.merge(again.positives, on=['qid', 'docno'], how='left', indicator=True)
     found = found[found['_merge'] == 'left_only'].groupby('qid')['docno'].agg(set)
     others = n = 0
     for qid, row in rows.items():
@@ -122,7 +124,7 @@ def _check_mined(pairs: ScoredPairs, topics: pd.DataFrame, source: CandidateSour
         now = found.get(qid, set())
         whole = most is None or stop - start < most   # else the pairs are a choice
         others, n = others + len(kept - now) + whole * len(now - kept), n + len(kept | now if whole else kept)
-    if others > _OTHERS * n:
+    if others > _OTHERS * n and set(mined['docno']) == set(again(some)['docno']):   # else it draws at random
         raise ValueError(f'{pairs.path} holds pairs of other candidates than {source.negatives!r} finds now ({others} '
                          f'of {n} negatives of {len(rows)} queries): use another work_dir, or delete it')
 

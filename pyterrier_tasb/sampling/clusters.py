@@ -59,7 +59,7 @@ class QueryClusters(pt.Artifact):
                 folder / 'assignment.npy', folder / 'centroids.npy', folder / 'qids.npy'))
         except (EOFError, OSError, ValueError) as error:
             raise ValueError(f'{folder} is damaged ({error}); delete it and cluster again') from error
-        if fingerprint(assignment, qids) != meta['fingerprint']:   # before a look into ids, which may be no characters
+        if _fingerprint(assignment, qids) != meta['fingerprint']:   # before a look into ids, which may be no characters
             raise ValueError(f'{folder} is damaged: its assignment is not the one that was written; delete it and '
                              'cluster again')
         self._set(assignment, centroids, meta['n_clusters'], qids)
@@ -170,7 +170,7 @@ class QueryClusters(pt.Artifact):
                 np.save(part / 'qids.npy', self.qids, allow_pickle=False)
             write_json(part / 'pt_meta.json', {
                 'type': self.ARTIFACT_TYPE, 'format': self.ARTIFACT_FORMAT, 'package_hint': self.ARTIFACT_PACKAGE_HINT,
-                'n_clusters': self.n_clusters, 'fingerprint': fingerprint(self.assignment, self.qids)})
+                'n_clusters': self.n_clusters, 'fingerprint': _fingerprint(self.assignment, self.qids)})
         return type(self)(path)
 
     @classmethod
@@ -248,6 +248,10 @@ class QueryClusters(pt.Artifact):
 
     def __repr__(self) -> str:
         return f'QueryClusters({self.n_clusters} clusters of {int((self.assignment >= 0).sum())} queries)'
+
+
+def _fingerprint(assignment: np.ndarray, qids: np.ndarray | None) -> str:
+    return fingerprint(assignment) if qids is None else fingerprint(assignment, qids)
 
 
 def _whole_numbers(given: np.ndarray) -> np.ndarray:

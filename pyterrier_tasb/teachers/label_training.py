@@ -45,6 +45,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=teacher,
                            claim=lambda data: claim(folder, 'work', {
                                **data, 'validation': of_validation, 'weights': weights, 'lengths': lengths,
+                               'normalize': teacher.normalize, 'scale': teacher.scale,
                                'tokenizer': teacher.module.encoder.tokenizer_fingerprint, 'amp': teacher.amp,
                                **training.deciding()}))
         batches = LabelledBatches(teacher, examples, BatchPlan(

@@ -19,7 +19,7 @@ from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
-from ..encoding.settings import copied, is_on, owned, settings_of, under_settings, with_settings
+from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
 from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
@@ -312,6 +312,10 @@ class LateInteraction(pt.Estimator):
             ValueError: There is no such setting, or `model_name` is that of other weights.
         """
         return with_settings(self, attributes)
+
+    def __copy__(self) -> LateInteraction:
+        """One that shares weights, until either is trained."""
+        return sharing(self)
 
     def subtransformers(self) -> dict[str, pt.Transformer]:
         """None."""

@@ -199,8 +199,8 @@ class Training:
         return asdict(self)
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that trained weights depend on, as plain JSON values; a run may go on with others changed."""
-        return {name: value for name, value in self.to_dict().items() if name not in _BESIDE}
+        """Fields that trained weights depend on, {'Training.steps': 20000, …}; a run may go on with others changed."""
+        return {f'Training.{name}': value for name, value in self.to_dict().items() if name not in _BESIDE}
 
     @property
     def validation_interval(self) -> int:

@@ -119,6 +119,7 @@ class _Progress(TrainerCallback):
         self.desc, self.bar = desc, None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps   # a checkpoint has those of before
         if state.is_world_process_zero:
             self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit='step')
             self.shown: dict[str, str] = {}
@@ -403,6 +404,18 @@ class _Patience(TrainerCallback):
 
 
 @contextmanager
+def _turn(desc: str) -> Iterator[None]:
+    """For one thread of the process at a time."""
+    if not _ONE_AT_A_TIME.acquire(blocking=False):
+        say(f'{desc}: waiting for another thread, which trains')
+        _ONE_AT_A_TIME.acquire()
+    try:
+        yield
+    finally:
+        _ONE_AT_A_TIME.release()
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     level = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
@@ -457,7 +470,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     start = checkpoints.number(checkpoint) if checkpoint else 0
     progress = _Progress(desc)
     # also where the caller wants no gradients, as who encodes and trains in one block does
-    with _ONE_AT_A_TIME, untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
+    with _turn(desc), untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
                            [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,

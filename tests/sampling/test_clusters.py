@@ -196,6 +196,8 @@ def test_clusters_of_other_rows_are_found_by_id(tmp_path):
         assert found.qids.tolist() == ['d', 'new', 'a', 'c', 'b']
         some.write_text(tmp_path / 'clusters.txt')
         assert QueryClusters.read_text(tmp_path / 'clusters.txt', some.qids).fingerprint == clusters.fingerprint
+    nameless = QueryClusters.from_assignment(clusters.assignment).save(tmp_path / 'nameless')
+    assert nameless.qids is None and nameless.fingerprint == clusters.fingerprint
     with pytest.raises(ValueError, match='none of its 5 query ids is a training query'):
         clusters.of_queries(['y', 'z'])
     with pytest.raises(ValueError, match='does not say which queries these are'):

@@ -386,6 +386,14 @@ def test_an_interrupted_fit_goes_on_and_ends_with_the_same_weights(tiny_bert_dir
     assert all(torch.equal(value, expected[name]) for name, value in resumed.module.state_dict().items())
 
 
+@pytest.mark.parametrize('name, value', [('scale', 20.0), ('normalize', False), ('doc_max_length', 9)])
+def test_what_a_run_depends_on_beside_weights_is_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path, name, value):
+    teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    with pytest.raises(ValueError, match='lengths' if 'length' in name else name):
+        teacher_of(tiny_bert_dir, training=FAST, **{name: value}).fit(toy_results, toy_qrels,
+                                                                      work_dir=tmp_path / 'work', resume=True)
+
+
 def test_a_work_directory_of_another_teacher_is_refused(tiny_bert_dir, tiny_distilbert_dir, toy_results, toy_qrels,
                                                         tmp_path):
     teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
