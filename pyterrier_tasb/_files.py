@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,7 @@ class OnDisk:
         return self
 
 
+@lru_cache(maxsize=16)   # a pool unpickles a pipeline for each of its tasks, and opening a store reads all of it
 def _open_again(kind: type, path: str, pickled: str) -> OnDisk:
     """What a pickle names.
 

@@ -40,6 +40,7 @@ def test_a_pickle_opens_the_same_store_wherever_the_process_is(store, tmp_path, 
     blob = pickle.dumps(type(store)(store.path.relative_to(tmp_path)))
     monkeypatch.chdir('/')
     other, rows = pickle.loads(blob), np.array([29, 0, 3])
+    assert pickle.loads(blob) is other   # opened once in a process
     assert other.path == store.path and other.fingerprint == store.fingerprint and len(other) == 30
     found, expected = (getattr(taken, 'ids', taken) for taken in (other.take(rows), store.take(rows)))
     np.testing.assert_array_equal(found, expected)
