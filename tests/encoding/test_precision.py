@@ -16,4 +16,7 @@ def test_another_gpu_is_refused_where_the_trainer_would_leave_it(monkeypatch):
     with pytest.raises(ValueError, match='CUDA_VISIBLE_DEVICES=1'):
         check_trains('auto', torch.device('cuda:1'))
     monkeypatch.setenv('WORLD_SIZE', '2')   # one for each process
+    monkeypatch.setenv('LOCAL_RANK', '1')
     check_trains('auto', torch.device('cuda:1'))
+    with pytest.raises(ValueError, match='process 1 of this machine trains on cuda:1, and the model is on cuda:0'):
+        check_trains('auto', torch.device('cuda:0'))
