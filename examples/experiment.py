@@ -178,7 +178,8 @@ def table(args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     names = [str(measure) for measure in MEASURES]
     all_rows = pd.concat(frames)
     by_seed = all_rows.groupby(['row', 'seed'], sort=False)[names].mean()
-    shown = by_seed.groupby('row', sort=False).agg(lambda v: f'{v.mean():.4f} ± {v.std(ddof=0):.4f}')
+    shown = by_seed.groupby('row', sort=False).agg(
+        lambda v: f'{v.mean():.4f} ± {v.std():.4f}' if len(v) > 1 else f'{v.mean():.4f}')
     by_query = all_rows.groupby(['row', 'qid'])[names].mean()
     others = [row for row in shown.index if row != BASELINE]
     for name in (names[0], names[-1]):

@@ -5,8 +5,8 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 import pyterrier as pt
 import torch
 from more_itertools import spy
+from transformers import TrainerCallback
 
 from ._files import claim, fingerprint, read_json, write_json
 from ._locks import rank, world_size
@@ -29,7 +30,7 @@ from .encoding.precision import check_trains
 from .encoding.transfer import moved
 from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
-from .pairs.docpairs import ids_of
+from .pairs.docpairs import rows_of
 from .pairs.examples import (
     CandidateSource,
     Examples,
@@ -75,6 +76,8 @@ class Fit:
         self.training = student.training
         self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
         self.validation: str | None = None   # a fingerprint of the validation data
+        self.given_pairs = False   # with margins
+        self.claimed = False   # the work directory, as this run's
         self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
         self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
@@ -82,7 +85,7 @@ class Fit:
         _, self.base_name, self.base_weights = self.begun
         self.report: dict[str, Any] = {
             'base_model': self.base_name, 'training': self.training.to_dict(),
-            'pairwise_teacher': self._teacher_name(), 'in_batch_teacher': checks.name_of(student.in_batch_teacher)}
+            'in_batch_teacher': checks.name_of(student.in_batch_teacher if self._in_batch_teacher_asked else None)}
         self.started = time.perf_counter()
 
     def check_teachers(self) -> None:
@@ -111,6 +114,8 @@ class Fit:
     def examples(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None,
                  pairs: ScoredPairs | Iterable | None) -> Examples:
         """Scored pairs and their texts."""
+        self.given_pairs = isinstance(pairs, ScoredPairs)
+        self.report['pairwise_teacher'] = self._teacher_name()
         if pairs is not None:
             return self._given_pairs(topics_or_res, pairs)
         student, training = self.student, self.training
@@ -121,14 +126,22 @@ class Fit:
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
                            claim=self._claim, check_number=lambda n: self._check_number(n, 'a positive in the qrels'))
         self.report['dropped'] = examples.dropped
-        if found and self._scores_needed and student.pairwise_teacher is not None:
-            check_pairs(examples, student.pairwise_teacher, self.folder, self._teacher_name(), student.text_field)
+        if found:
+            self._check_teacher(examples)
         self._check_usable(examples.pairs)
         return examples
+
+    def _check_teacher(self, examples: Examples) -> None:
+        """That it is the one who gave the margins of an earlier call."""
+        teacher = self.student.pairwise_teacher
+        if self._scores_needed and teacher is not None:
+            check_pairs(examples, teacher, self.folder, self._teacher_name(), self.student.text_field)
 
     def _teacher_name(self) -> str:
         if not self._scores_needed:
             return 'none'
+        if self.given_pairs:
+            return "the pairs' margins"
         teacher = self.student.pairwise_teacher
         return 'the scores given' if teacher is None else checks.name_of(teacher)
 
@@ -146,10 +159,16 @@ class Fit:
 
     @property
     def _scores_needed(self) -> bool:
-        return self.training.pairwise_loss != 'ranknet' and self.training.pairwise_weight > 0
+        """Whether a loss reads the pairs' margins, or the sampling balances by them."""
+        training = self.training
+        return training.sampling == 'tas-balanced' or (training.pairwise_loss != 'ranknet'
+                                                       and training.pairwise_weight > 0)
 
     def _given_pairs(self, topics: pd.DataFrame | None, pairs: ScoredPairs | Iterable) -> Examples:
         student = self.student
+        if self.given_pairs and student.pairwise_teacher is not None:
+            warnings.warn(f'pairwise_teacher={student.pairwise_teacher!r} is not asked: the pairs have margins',
+                          stacklevel=4)
         if isinstance(pairs, ScoredPairs) and pairs.queries is not None:   # made from a text form: texts are with them
             self._claim({'pairs': pairs.fingerprint})
             self._check_usable(pairs)
@@ -161,16 +180,20 @@ class Fit:
             raise ValueError('pairs= needs the passages\' texts: construct with corpus= (something with a text loader)')
         self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
                      'pairs': getattr(pairs, 'fingerprint', 'docpairs'), 'pairwise_teacher': self._teacher_name()})
-        if not isinstance(pairs, ScoredPairs):
+        found = (self.folder / 'pairs').exists()
+        if not self.given_pairs:
             pairs = self._docpairs(topics, pairs)
         self._check_usable(pairs)
-        return Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
-                        doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+        examples = Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
+                            doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+        if found and not self.given_pairs:
+            self._check_teacher(examples)
+        return examples
 
     def _docpairs(self, topics: pd.DataFrame, docpairs: Iterable) -> ScoredPairs:
         path, teacher = self.folder / 'pairs', self._pairwise_teacher()
         some, docpairs = spy(docpairs, _LOOKED_AT)
-        claim(self.folder, 'pairs', {f'first {_LOOKED_AT} docpairs': fingerprint(ids_of(some))}, 'docpairs.json')
+        claim(self.folder, 'pairs', {f'first {_LOOKED_AT} docpairs': fingerprint(rows_of(some))}, 'docpairs.json')
         if path.exists():
             return ScoredPairs(path)
         if teacher is not None:
@@ -192,8 +215,9 @@ class Fit:
     def _check_usable(self, pairs: ScoredPairs) -> None:
         self._check_number(pairs.n_queries, 'training pairs')
         if self._scores_needed and not np.any(pairs.margin):
-            raise ValueError(f'all {len(pairs):,} margins are 0, there is nothing to imitate: give pairwise_teacher=, '
-                             "or train without a teacher, Training(pairwise_loss='ranknet')")
+            raise ValueError(f'all {len(pairs):,} margins are 0, there is nothing to imitate and to balance: give '
+                             "pairwise_teacher=, or train without a teacher, Training(pairwise_loss='ranknet', "
+                             "sampling='tas')")
 
     def validation_pool(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None) -> RerankingPool | None:
         """The pool that validation re-ranks; None when there is no validation."""
@@ -283,7 +307,7 @@ class Fit:
         if teacher is not None:
             check_batch(batches[0].in_batch, self.folder / 'in-batch-teacher.json', self.report['in_batch_teacher'])
         if training.positive_bonus:
-            batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
+            batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos), examples.judged())
         batches.transform = transform_of(self._calibration(batches), training.positive_bonus)
         self.report |= {'pairs': pairs.describe(), 'plan': plan.fingerprint,
                         'clusters': None if clusters is None else clusters.n_clusters}
@@ -314,15 +338,27 @@ class Fit:
         try:
             record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
                            validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
-                           desc='TAS-Balanced', save_memory=self._save_memory, amp=encoder.amp, kept=self.kept)
+                           desc='TAS-Balanced', save_memory=self._save_memory, amp=encoder.amp, kept=self.kept,
+                           extra_callbacks=(_AtCheckpoints(self.count_seconds),))
         finally:
             self.__dict__.pop('_captured', None)   # and the memory of its graphs
         self.student._unfinished = None
         return {**self.report, **record.to_dict(), 'seconds': self.count_seconds(), 'hardware': hardware(),
                 'versions': versions()}
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """What is interrupted or fails has taken its time as well; what is refused has not."""
+        try:
+            yield
+        except BaseException as error:
+            if self.claimed and not isinstance(error, ValueError):
+                with suppress(OSError):
+                    self.count_seconds()
+            raise
+
     def count_seconds(self) -> float:
-        """Seconds of this call and of those that it goes on with; kept in the work directory."""
+        """Seconds of this call and of those that it goes on with; kept in the work directory, at every checkpoint."""
         path = self.folder / 'seconds.json'
         before = read_json(path, needs=['seconds'])['seconds'] if path.exists() else 0.0
         now, self.started = time.perf_counter() - self.started, time.perf_counter()
@@ -416,6 +452,17 @@ class Fit:
                 'amp': student.amp, 'lengths': list(student.max_length),
                 **self.training.deciding()}
         claim(self.folder, 'work', ours)
+        self.claimed = True
+
+
+class _AtCheckpoints(TrainerCallback):
+    """Calls a function whenever one is written."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+
+    def on_save(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+        self.function()
 
 
 def _opened(clusters: QueryClusters | str | os.PathLike | None) -> QueryClusters | Path | None:

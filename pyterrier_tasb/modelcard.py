@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .tasbalanced import TasBalanced
 
+_SAMPLED = {'tas-balanced': 'trained with TAS-Balanced sampling', 'tas': 'trained with topic-aware sampling (TAS)',
+            'random': 'trained on random batches'}
 _HEADER = """---
 library_name: sentence-transformers
 pipeline_tag: sentence-similarity
@@ -34,7 +36,7 @@ def model_card(tasb: TasBalanced) -> str:
 
 def _what(tasb: TasBalanced) -> str:
     score = 'cosine' if tasb.encoder.normalize else 'dot product'
-    trained = 'trained with TAS-Balanced sampling' if tasb.record else 'not trained further'
+    trained = _SAMPLED[tasb.record['training']['sampling']] if tasb.record else 'not trained further'
     return (f'A dense retriever, {trained}: {tasb.encoder.pooling} pooling, {tasb.encoder.dim} dimensions, {score}; '
             f'queries of up to {tasb.query_max_length} tokens, passages of up to {tasb.doc_max_length}.')
 
@@ -55,7 +57,7 @@ def _table(rows: dict[str, object]) -> str:
 
 def _data(record: dict) -> str:
     rows = {'base model': record['base_model'], **{name: _short(value) for name, value in record['pairs'].items()},
-            'query clusters': record['clusters'], 'dropped': record.get('dropped') or 'nothing',
+            'query clusters': record['clusters'], 'dropped': record.get('dropped', 'not counted') or 'nothing',
             'pairwise teacher': record.get('pairwise_teacher'), 'in-batch teacher': record.get('in_batch_teacher')}
     return '## Training data\n\n' + _table(rows)
 

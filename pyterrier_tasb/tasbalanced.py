@@ -81,8 +81,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             text_field: Column of the passages' text.
             verbose: Show progress when encoding.
             device: Where to compute; None takes a GPU if there is one.
-            amp: Precision of matrix products. 'auto' takes bf16 for training and for :meth:`index` where the hardware
-                computes with it, and float32 for all else, so that vectors are those of other loaders; 'off' is
+            amp: Precision of matrix products. 'auto' takes bf16 for training, its validation and :meth:`index` where the
+                hardware computes with it, and float32 for all else, so that vectors are those of other loaders; 'off' is
                 float32, 'bf16' and 'fp16' are for everything. Weights, vectors, scores and losses are float32.
 
         Raises:
@@ -268,22 +268,20 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self._encoder, self._shared, self._encoding_of = owned(self, self.encoder), False, None
         with work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
-            with main_process_first(self.device):
-                fit.check_teachers()
-                pool = fit.validation_pool(topics_or_res_va, qrels_va)             # when to stop
-                examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)         # what to learn from
-                clusters = fit.clusters(examples)                                  # topics, once
-                batches = fit.batches(examples, clusters)                          # what is in a batch, whom to imitate
-            self._check_at_rest()   # another thread may have come first
-            self._learning_in = threading.get_ident()
-            try:
-                self.record = fit.train(batches, pool)                             # how weights move
-            except KeyboardInterrupt:
-                fit.count_seconds()
-                raise
-            finally:
-                self._learning_in = self._weights = None
-                self.model_name = fit.identity()
+            with fit.timed():
+                with main_process_first(self.device):
+                    fit.check_teachers()
+                    pool = fit.validation_pool(topics_or_res_va, qrels_va)         # when to stop
+                    examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)     # what to learn from
+                    clusters = fit.clusters(examples)                              # topics, once
+                    batches = fit.batches(examples, clusters)                      # what is in a batch, whom to imitate
+                self._check_at_rest()   # another thread may have come first
+                self._learning_in = threading.get_ident()
+                try:
+                    self.record = fit.train(batches, pool)                         # how weights move
+                finally:
+                    self._learning_in = self._weights = None
+                    self.model_name = fit.identity()
         return self
 
     def batch_plan(self, topics_or_res: pd.DataFrame | None = None, qrels: pd.DataFrame | None = None, *,

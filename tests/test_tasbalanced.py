@@ -13,7 +13,8 @@ import pytest
 import torch
 from ir_measures import RR, nDCG
 
-from pyterrier_tasb import LateInteraction, QueryClusters, TasBalanced, TextStore, Training
+from pyterrier_tasb import LateInteraction, QueryClusters, ScoredPairs, TasBalanced, TextStore, Training
+from pyterrier_tasb._files import read_json
 from pyterrier_tasb.encoding import encoder, token_store, tokenise
 from pyterrier_tasb.encoding.encoder import weights_fingerprint
 from pyterrier_tasb.training.dual import dual_loss
@@ -389,6 +390,75 @@ def test_another_miner_of_the_same_name_is_noticed(tiny_bert_dir, toy_topics, to
     if most == 1000:   # of fewer pairs than there are nobody can say that more could have been chosen from
         with pytest.raises(ValueError, match='holds pairs of other candidates than'):
             fit(lambda rank: rank < 12, resume=True)
+
+
+def test_another_teacher_is_noticed_where_the_first_was_interrupted(tiny_bert_dir, toy_results, toy_qrels, tmp_path,
+                                                                    monkeypatch):
+    monkeypatch.setattr('pyterrier_tasb.pairs.examples._QUERIES', 20)
+    asked = []
+
+    def teacher(factor, most=10**6):
+        def score(rows):
+            asked.append(len(rows))
+            if len(asked) > most:
+                raise KeyboardInterrupt
+            return rows.assign(score=factor * rows['text'].str.len())
+        return pt.apply.generic(score, required_columns=['text'])
+
+    def fit(teacher, **options):
+        asked.clear()
+        tasb = TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=FAST)
+        return tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', **options)
+    with pytest.raises(KeyboardInterrupt):
+        fit(teacher(1, most=2))
+    assert read_json(tmp_path / 'work' / 'seconds.json')['seconds'] > 0
+    with pytest.raises(ValueError, match='holds scores of another teacher'):
+        fit(teacher(-50), resume=True)
+    assert asked == [4]
+    fit(teacher(1), resume=True)
+    assert asked[0] == 4 and sum(asked[1:3]) < len(toy_results)
+
+
+@pytest.mark.parametrize('options', [dict(pairwise_weight=0), dict(pairwise_loss='ranknet')], ids=str)
+@pytest.mark.parametrize('teacher', [None, 'given'])
+def test_balanced_batches_have_margins_whatever_the_loss(tiny_bert_dir, toy_results, toy_qrels, tmp_path, options,
+                                                         teacher):
+    tasb = TasBalanced(tiny_bert_dir, in_batch_teacher=_scorer(1), pairwise_teacher=teacher and _scorer(2),
+                       training=FAST.replace(**options))
+    plan, _, _ = tasb.batch_plan(toy_results, toy_qrels, work_dir=tmp_path / 'balanced')
+    expected = TasBalanced(tiny_bert_dir, pairwise_teacher=teacher and _scorer(2), training=FAST).batch_plan(
+        toy_results, toy_qrels, work_dir=tmp_path / 'both')[0]
+    np.testing.assert_array_equal(plan.pairs.margin, expected.pairs.margin)
+    assert np.ptp(plan.pairs.margin)
+    if teacher is None:
+        with pytest.raises(ValueError, match='no column score'):
+            tasb.fit(toy_results.drop(columns='score'), toy_qrels)
+
+
+def test_positives_that_candidates_lack_are_judged_all_the_same(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    from pyterrier_tasb.fitting import Fit
+    lacking = toy_results[~((toy_results['qid'] == 'q3') & (toy_results['docno'] == 'd4a'))]
+    qrels = pd.concat([toy_qrels, pd.DataFrame([{'qid': 'q3', 'docno': 'd4a', 'label': 1}])])
+    training = FAST.replace(positive_bonus=5.0)
+    fit = Fit(TasBalanced(tiny_bert_dir, in_batch_teacher=_scorer(1), training=training), tmp_path, resume=False)
+    examples = fit.examples(lacking, qrels, None)
+    judged = fit.batches(examples, fit.clusters(examples)).judged
+    rows = {docno: row for row, docno in enumerate(examples.pairs.docnos)}
+    query = list(examples.pairs.qids).index('q3')
+    docs = np.array([rows['d3a'], rows['d4a'], rows['d5a']])
+    assert judged(np.array([query]), docs).tolist() == [[True, True, False]]
+
+
+def test_the_record_names_who_taught(tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus, tmp_path):
+    pairs = ScoredPairs.from_results(toy_results, toy_qrels)
+    texts = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    tasb = TasBalanced(tiny_bert_dir, corpus=texts, pairwise_teacher=_scorer(1), in_batch_teacher=_scorer(1),
+                       training=FAST.replace(in_batch_weight=0, sampling='random'))
+    with pytest.warns(UserWarning, match='is not asked: the pairs have margins'):
+        tasb.fit(toy_topics, pairs=pairs)
+    assert tasb.record['pairwise_teacher'] == "the pairs' margins" and tasb.record['in_batch_teacher'] == 'None'
+    card = (tasb.save(tmp_path / 'model') / 'README.md').read_text()
+    assert 'trained on random batches' in card and '| dropped | not counted |' in card
 
 
 def test_other_weights_and_another_precision_are_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path):

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 
@@ -37,6 +39,18 @@ def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None
             where = f' ({ids}s {first(wrong[ids])})' if ids in wrong.columns else ''
             raise ValueError(f'{context!r}: {len(wrong)} of {len(frame)} values of column {column!r} are no text{where}'
                              f', first {wrong[column].iloc[0]!r:.60}: load it, or drop these rows')
+
+
+def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:  # noqa: ANN401
+    """Compare numbers that were kept with what a teacher says now; precisions may differ.
+
+    Raises:
+        ValueError: They differ by more than that.
+    """
+    kept, now = np.asarray(kept, dtype=float), np.asarray(now, dtype=float)
+    if not np.allclose(now, kept, rtol=.05, atol=.05 * (np.std(kept) + 1e-6)):
+        raise ValueError(f'{place} holds {what} of another teacher than {name}: {kept[:3].round(3)} there, '
+                         f'{now[:3].round(3)} now. Use another directory, or delete it')
 
 
 def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:  # noqa: ANN401

@@ -14,11 +14,12 @@ import pyterrier as pt
 from more_itertools import chunked
 
 from .._files import check_new
-from .checks import check_scores, first, name_of
+from .checks import check_same, check_scores, first, name_of
 from .pipeline import chunks, read_chunk, write_chunk
 from .store import ScoredPairs
 
 _CHUNK = 4096   # pairs scored at a time
+_SCORED_AGAIN = 8   # pairs, when an interrupted call is gone on with: two teachers of one name need not be one
 _IDS = ['qid', 'pos', 'neg']
 _ROW = np.dtype([('qid', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 
@@ -65,6 +66,10 @@ def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path)
         if file.exists():
             kept = read_chunk(file)
             _check_same(folder, number, kept, frame)
+            if not n_files:
+                some = frame.iloc[:_SCORED_AGAIN]
+                check_same(kept['margin'].to_numpy()[:len(some)], _scored(some, teacher)['margin'], folder, 'margins',
+                           repr(teacher))
             frame = frame.assign(margin=kept['margin'])
         else:
             frame = _scored(frame, teacher)
@@ -116,20 +121,21 @@ def _frames(docpairs: Iterable[Any]) -> Iterator[pd.DataFrame]:
         rows = []
         for pair in some:
             number += 1
-            rows.append((*_ids(pair, number), float(_get(pair, 'margin', number, 0.0))))
+            rows.append(_row(pair, number))
         yield pd.DataFrame(rows, columns=[*_IDS, 'margin'])
 
 
 _REQUIRED = object()
 
 
-def ids_of(docpairs: Iterable[Any]) -> list[list[str]]:
-    """Query, better and worse document of each."""
-    return [_ids(pair, number) for number, pair in enumerate(docpairs, 1)]
+def rows_of(docpairs: Iterable[Any]) -> list[tuple[str, str, str, float]]:
+    """Query, better and worse document, and margin of each."""
+    return [_row(pair, number) for number, pair in enumerate(docpairs, 1)]
 
 
-def _ids(pair: Any, number: int) -> list[str]:  # noqa: ANN401
-    return [str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b')]
+def _row(pair: Any, number: int) -> tuple[str, str, str, float]:  # noqa: ANN401
+    ids = (str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b'))
+    return (*ids, float(_get(pair, 'margin', number, 0.0)))
 
 
 def _get(pair: Any, name: str, number: int, default: Any = _REQUIRED) -> Any:  # noqa: ANN401

@@ -36,11 +36,24 @@ class Examples:
         queries: Text of query row i.
         docs: Text of document row j; rows of the corpus where that is a text store.
         dropped: What could not be used, with counts.
+        positives: qid and docno of all that is judged above 0; None where no qrels were given.
     """
     pairs: ScoredPairs
     queries: TextStore
     docs: TextStore | TextRows
     dropped: dict[str, int] = field(default_factory=dict)
+    positives: pd.DataFrame | None = None
+
+    def judged(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """int64[n] query rows and int64[n] document rows of judged positives; a query's candidates may lack some."""
+        if self.positives is None:
+            return None
+        wanted = set(self.positives['docno'])
+        doc = {docno: row for row, docno in enumerate(map(str, self.pairs.docnos)) if docno in wanted}
+        query = {qid: row for row, qid in enumerate(map(str, self.pairs.qids))}
+        rows = [(query[qid], doc[docno]) for qid, docno in self.positives[['qid', 'docno']].itertuples(index=False)
+                if qid in query and docno in doc]
+        return tuple(np.array(rows, dtype=np.int64).reshape(-1, 2).T)
 
 
 def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
@@ -97,10 +110,10 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
             raise ValueError(f'nothing is left of {len(results)} training results: {source.dropped}')
         pairs = ScoredPairs.from_results(candidates, qrels, path, **options)
     else:
-        pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES, **options)
+        pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES, verified=True, **options)
     source.report()
     return Examples(pairs, query_store(pairs, topics, folder / 'queries'),
-                    doc_store(pairs, results, corpus, folder / 'docs', text_field), source.dropped)
+                    doc_store(pairs, results, corpus, folder / 'docs', text_field), source.dropped, source.positives)
 
 
 def _check_mined(pairs: ScoredPairs, topics: pd.DataFrame, source: CandidateSource, most: int | None) -> None:

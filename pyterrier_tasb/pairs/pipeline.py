@@ -14,13 +14,14 @@ import pyterrier as pt
 
 from .._files import atomic_file, claim, fingerprint
 from .._locks import LOCK, locked
-from .checks import check_distinct, check_qrels, check_scores, check_topics_or_results, name_of
+from .checks import check_distinct, check_qrels, check_same, check_scores, check_topics_or_results, name_of
 from .results import check_pairs, from_frame, pairs_frame
 from .store import ScoredPairs
 
 
 def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, path: str | os.PathLike, *,
-                  chunk: int = 256, max_pairs_per_query: int | None = 1000, seed: int = 0) -> ScoredPairs:
+                  chunk: int = 256, max_pairs_per_query: int | None = 1000, seed: int = 0,
+                  verified: bool = False) -> ScoredPairs:
     """Run `pipeline` over topics and keep the pairs of what it scores.
 
     Args:
@@ -32,6 +33,8 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         chunk: Queries at a time.
         max_pairs_per_query: Pairs kept, drawn at random, of a query that has more; None keeps all.
         seed: Of that draw.
+        verified: Whether the pipeline itself notices that scores of an earlier call are another's; else two queries are
+            scored again when one is gone on with.
 
     Raises:
         ValueError: What is at `path`, or its chunks, are of other topics, qrels or pipeline; the message names the
@@ -51,6 +54,8 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
             shutil.rmtree(folder)
         return ScoredPairs(path)
     with chunks(folder, ours):
+        if (folder / f'{0:09d}.npz').exists() and not verified:
+            _check_again(folder, pipeline, topics, qrels)
         parts = []
         for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
             file = folder / f'{start:09d}.npz'
@@ -77,6 +82,19 @@ def chunks(folder: Path, ours: dict[str, Any]) -> Iterator[None]:
     with locked(folder):
         claim(folder, 'chunks', ours)
         yield
+
+
+def _check_again(folder: Path, pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
+    """Score two queries of the first chunk again: two pipelines of one name need not be one.
+
+    Raises:
+        ValueError: Pairs that both have get other margins.
+    """
+    kept = read_chunk(folder / f'{0:09d}.npz')
+    some = topics[topics['qid'].isin(kept['qid'].unique()[:2])]
+    if len(some):
+        both = kept.merge(_chunk(pipeline, some, qrels, None, 0), on=['qid', 'pos', 'neg'], suffixes=('_kept', '_now'))
+        check_same(both['margin_kept'], both['margin_now'], folder, 'margins', repr(pipeline))
 
 
 def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, most: int | None,

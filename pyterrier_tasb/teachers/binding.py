@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_dir, disk_named
-from ..pairs.checks import first
+from .._files import atomic_dir, disk_named, read_json, write_json
+from ..pairs.checks import check_same, first
 from ..sampling import BatchPlan
 from ..texts import TextStore
-from .same import check_same
 from .scorer import ScorerTeacher, scores_of
 
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
@@ -57,7 +56,7 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
     """
     teacher = in_batch_teacher_of(teacher)
     if hasattr(teacher, 'of_plan'):
-        return teacher.of_plan(plan, steps)
+        return teacher.of_plan(plan, steps, queries, docs)
     return teacher.bind(queries, docs, cache_dir)
 
 
@@ -70,7 +69,7 @@ class CachedScorer(pt.Transformer):
     """
 
     def __init__(self, scorer: pt.Transformer, path: Path) -> None:
-        self.scorer, self.path, self.verified = scorer, path, not path.exists()
+        self.scorer, self.path, self.verified, self.was_there = scorer, path, False, path.exists()
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """What the scorer makes of `inp`, computed or found; rows that it does not score are left out."""
@@ -78,25 +77,43 @@ class CachedScorer(pt.Transformer):
         key = ['query', 'docno']
         with disk_named(self.path, 'the scores so far are kept, and the same call goes on'):
             asked = inp.drop_duplicates(key)   # queries of equal text are one to the cache
+            if not self.verified and self._probe.exists():
+                self._compare(pd.DataFrame(read_json(self._probe, list)))
             scored = self._ask(asked)
             if not self.verified and len(asked):
-                self._verify(asked.iloc[:4], scored)
+                self._keep(scored[scored['score'] != _UNSCORED].iloc[:4])
         scores = scored.set_index(key)['score'].reindex(pd.MultiIndex.from_frame(inp[key])).to_numpy()
         return pt.model.add_ranks(inp.assign(score=scores)[scores != _UNSCORED])
 
-    def _verify(self, asked: pd.DataFrame, found: pd.DataFrame) -> None:
-        """Compare a few scores that may be an earlier call's with what the scorer says now.
+    @property
+    def _probe(self) -> Path:
+        """The first few rows that were ever asked, with their scores."""
+        return Path(f'{self.path}-first.json')
+
+    def _compare(self, scored: pd.DataFrame) -> None:
+        """Compare a few scores of an earlier call with what the scorer says now.
 
         Raises:
             ValueError: They differ: scorers of one name need not be one.
         """
         key = ['qid', 'docno']
-        now = FiniteScores(self.scorer)(asked).set_index(key)['score'].astype(float)
-        then = found[found['score'] != _UNSCORED].set_index(key)['score']
+        now = FiniteScores(self.scorer)(scored.drop(columns='score')).set_index(key)['score'].astype(float)
+        then = scored.set_index(key)['score']
         both = now.index.intersection(then.index)
         if len(both):
-            check_same(then[both].to_numpy(), now[both].to_numpy(), self.path, 'scores', repr(self.scorer))
+            check_same(then[both], now[both], self.path, 'scores', repr(self.scorer))
             self.verified = True
+
+    def _keep(self, scored: pd.DataFrame) -> None:
+        """Write down what the next call compares."""
+        if not len(scored):
+            return
+        if self.was_there:   # made by a call that ended before it could
+            self._compare(scored)
+        plain = [name for name in scored.columns
+                 if all(isinstance(value, (str, int, float)) for value in scored[name].tolist())]
+        write_json(self._probe, scored[plain].astype(object).to_dict('records'))
+        self.verified = True
 
     def _ask(self, inp: pd.DataFrame) -> pd.DataFrame:
         from pyterrier_caching import ScorerCache

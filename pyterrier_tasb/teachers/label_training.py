@@ -58,7 +58,8 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     finally:
         teacher.weights_changed()
     teacher._unfinished = None
-    return {'training': training.to_dict(), 'pairs': examples.pairs.describe(), **record.to_dict()}
+    return {'training': training.to_dict(), 'pairs': examples.pairs.describe(), 'dropped': examples.dropped,
+            **record.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class LabelledBatches:
     def __init__(self, teacher: LateInteraction, examples: Examples, plan: BatchPlan, folder: Path) -> None:
         pairs = examples.pairs
         self.plan = plan
-        self.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos))
+        self.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos), examples.judged())
         self.batches = TrainingBatches(plan, teacher.tokens_of(examples.queries, 'query', folder),
                                        teacher.tokens_of(examples.docs, 'doc', folder), pairs.qids)
 
@@ -127,6 +128,7 @@ def _validation(teacher: LateInteraction, results: pd.DataFrame | None, qrels: p
     if blank.any():
         raise ValueError(f'{int(blank.sum())} of {len(results)} validation results have no text (docnos '
                          f'{first(results.loc[blank, "docno"])}): load it, or drop them')
+    qrels = qrels[qrels['qid'].isin(set(results['qid']))]   # what is not validated counts for nothing
     parsed = ir_measures.parse_measure(measure)
 
     def validate() -> dict[str, float]:

@@ -10,23 +10,23 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, check_unharmed, differences, file_fingerprint, read_json, write_json
+from .._files import atomic_dir, check_unharmed, differences, file_fingerprint, fingerprint, read_json, write_json
 from .._locks import LOCK, locked
-from ..pairs.checks import name_of
+from ..pairs.checks import check_same, name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
 from .binding import bind_in_batch_teacher
 
 _SCORES, _STATE = 'scores.f2', 'state.json'
-_KEY = ('plan', 'teacher', 'batch_size', 'first', 'last')   # what the scores depend on
+_KEY = ('plan', 'texts', 'teacher', 'batch_size', 'first', 'last')   # what the scores depend on
 _SAVE_EVERY = 64   # steps between two saves: what an interruption loses
 
 
 class TeacherScores(pt.Artifact):
     """float16[steps, B, 2B]: row `step` is the teacher's scores of batch `step` against [P⁺ | P⁻].
 
-    A plan is known before training, so a teacher can score it once, in slices on several machines, for every student
-    and seed that trains on it. 4 KB a step at B = 32.
+    A plan is known before training, so a teacher can score it once, in slices on several machines, for every run of the
+    same plan: the same pairs, `clusters=` and seed, whoever the student is. 4 KB a step at B = 32.
 
     Args:
         path: A directory that :meth:`build` or :meth:`join` made.
@@ -45,7 +45,7 @@ class TeacherScores(pt.Artifact):
                              'makes them, or goes on where it was interrupted')
         meta = read_json(folder / 'pt_meta.json', needs=_KEY + ('fingerprint',))
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
-        self.batch_size, self.teacher = meta['batch_size'], meta['teacher']
+        self.batch_size, self.teacher, self.texts = meta['batch_size'], meta['teacher'], meta['texts']
         self._scores = _map(folder, (self.last - self.first, self.batch_size, 2 * self.batch_size))
         check_unharmed(folder, file_fingerprint(folder / _SCORES), meta['fingerprint'])
 
@@ -65,26 +65,30 @@ class TeacherScores(pt.Artifact):
             last: One after its last batch.
 
         Raises:
-            ValueError: No steps are named, `path` has scores of another plan, teacher or slice, or a score is beyond
-                half precision.
+            ValueError: No steps are named, `path` has scores of another plan, of other texts, another teacher (the
+                first batch is scored again) or slice, or a score is beyond half precision.
         """
         last = steps if last is None else last
         if last is None or not 0 <= first < last:
             raise ValueError(f'first={first}, last={last}: name the batches to score, steps=20_000 for example')
         path = Path(path)
-        key = {'plan': plan.fingerprint, 'teacher': name_of(teacher), 'batch_size': plan.batch_size, 'first': first,
-               'last': last}
+        key = {'plan': plan.fingerprint, 'texts': _texts(plan, first, queries, docs), 'teacher': name_of(teacher),
+               'batch_size': plan.batch_size, 'first': first, 'last': last}
         if not path.exists():
             with atomic_dir(path) as part:
                 (part / _SCORES).touch()
                 write_json(part / _STATE, {**key, 'done': first, 'checksum': 0})
         _check(path, key)
+        bound = bind_in_batch_teacher(teacher, queries, docs, path, plan)
         if not (path / 'pt_meta.json').exists():
             with locked(path):
                 if not (path / 'pt_meta.json').exists():   # another process may have finished meanwhile
-                    _score(path, key, bind_in_batch_teacher(teacher, queries, docs, path, plan), plan)
+                    _score(path, key, bound, plan)
             (path / LOCK).unlink(missing_ok=True)
-        return cls(path)
+            return cls(path)
+        scores = cls(path)
+        check_same(scores[first], _of_batch(bound, plan, first, key['teacher']), path, 'scores', key['teacher'])
+        return scores
 
     @classmethod
     def join(cls, parts: Sequence[TeacherScores], path: str | os.PathLike) -> TeacherScores:
@@ -101,8 +105,8 @@ class TeacherScores(pt.Artifact):
                 raise ValueError(f'{before} and {after} are of different plans or teachers')
             if before.last != after.first:
                 raise ValueError(f'batches {before.last} to {after.first} are missing between {before} and {after}')
-        key = {'plan': parts[0].plan_fingerprint, 'teacher': parts[0].teacher, 'batch_size': parts[0].batch_size,
-               'first': parts[0].first, 'last': parts[-1].last}
+        key = {'plan': parts[0].plan_fingerprint, 'texts': parts[0].texts, 'teacher': parts[0].teacher,
+               'batch_size': parts[0].batch_size, 'first': parts[0].first, 'last': parts[-1].last}
         if Path(path).exists():
             raise ValueError(f'{path} exists: join to a new path')
         with atomic_dir(path) as folder:
@@ -113,11 +117,18 @@ class TeacherScores(pt.Artifact):
             _complete(folder, key)
         return cls(path)
 
-    def of_plan(self, plan: BatchPlan, steps: int | None = None) -> TeacherScores:
+    def of_plan(self, plan: BatchPlan, steps: int | None = None, queries: TextStore | None = None,
+                docs: TextStore | None = None) -> TeacherScores:
         """These scores, if they are of `plan`.
 
+        Args:
+            plan: A run's.
+            steps: Batches that it takes.
+            queries: Its texts of query rows, which are compared with those that were scored.
+            docs: Its texts of document rows.
+
         Raises:
-            ValueError: They are of another plan, or have fewer batches than the run takes.
+            ValueError: They are of another plan or of other texts, or have fewer batches than the run takes.
         """
         if plan.fingerprint != self.plan_fingerprint:
             raise ValueError(f'{self} are of another plan ({self.plan_fingerprint}, not {plan.fingerprint}): pairs, '
@@ -125,6 +136,8 @@ class TeacherScores(pt.Artifact):
         if self.first or (steps is not None and self.last < steps):
             raise ValueError(f'{self} have batches {self.first} to {self.last}, the run takes 0 to {steps}: score the '
                              'rest, and TeacherScores.join the slices')
+        if queries is not None and _texts(plan, self.first, queries, docs) != self.texts:
+            raise ValueError(f'{self} are of other texts than this run\'s: score those')
         return self
 
     def __len__(self) -> int:
@@ -158,11 +171,12 @@ def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None
             raise ValueError(f'{path / _SCORES} is damaged: scores that were saved are not there; delete {path} and '
                              'score again')
         out.truncate()   # what was written and not saved
+        if start > first:
+            kept = np.fromfile(path / _SCORES, dtype=np.float16, count=2 * plan.batch_size ** 2)
+            check_same(kept, _of_batch(bound, plan, first, key['teacher']).reshape(-1), path, 'scores', key['teacher'])
         for step in pt.tqdm(range(start, last), desc='TeacherScores', unit='batch', initial=start - first,
                             total=last - first):
-            batch = plan[step]
-            docs, where = np.unique(np.concatenate([batch.pos, batch.neg]), return_inverse=True)
-            scores = _half(bound(batch.query, docs).numpy()[:, where.reshape(-1)], key['teacher']).tobytes()
+            scores = _of_batch(bound, plan, step, key['teacher']).tobytes()
             checksum = zlib.crc32(scores, checksum)
             out.write(scores)
             if (step + 1 - start) % _SAVE_EVERY == 0:
@@ -170,6 +184,19 @@ def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None
                 os.fsync(out.fileno())
                 write_json(path / _STATE, {**key, 'done': step + 1, 'checksum': checksum})
     _complete(path, key)
+
+
+def _of_batch(bound: Any, plan: BatchPlan, step: int, teacher: str) -> np.ndarray:  # noqa: ANN401
+    """float16[B, 2B]; a passage that comes twice is scored once."""
+    batch = plan[step]
+    docs, where = np.unique(np.concatenate([batch.pos, batch.neg]), return_inverse=True)
+    return _half(bound(batch.query, docs).numpy()[:, where.reshape(-1)], teacher)
+
+
+def _texts(plan: BatchPlan, step: int, queries: TextStore, docs: TextStore) -> str:
+    """A hash of the texts of one batch."""
+    batch = plan[step]
+    return fingerprint(queries.take(batch.query), docs.take(np.concatenate([batch.pos, batch.neg])))
 
 
 def _checksum(file: BinaryIO, size: int) -> int | None:

@@ -9,23 +9,12 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import read_json, write_json
+from ..pairs.checks import check_same
 
 if TYPE_CHECKING:
     from ..pairs.examples import Examples
 
 _FEW = 8   # pairs that are scored once more
-
-
-def check_same(kept: np.ndarray, now: np.ndarray, place: Path, what: str, name: str) -> None:
-    """Compare numbers that were kept with what a teacher says now; precisions may differ.
-
-    Raises:
-        ValueError: They differ by more than that.
-    """
-    kept, now = np.asarray(kept, dtype=float), np.asarray(now, dtype=float)
-    if not np.allclose(now, kept, rtol=.05, atol=.05 * (np.std(kept) + 1e-6)):
-        raise ValueError(f'{place} holds {what} of another teacher than {name}: {kept[:3].round(3)} there, '
-                         f'{now[:3].round(3)} now. Use another directory, or delete it')
 
 
 def check_pairs(examples: Examples, teacher: pt.Transformer, place: Path, name: str, text_field: str) -> None:

@@ -69,15 +69,25 @@ class TeacherTransform:
 
 
 class JudgedPositives:
-    """Which (query row, document row) are judged positives, for arrays at a time."""
+    """Which (query row, document row) are judged positives, for arrays at a time.
 
-    def __init__(self, indptr: np.ndarray, pos: np.ndarray, n_docs: int) -> None:
+    Args:
+        indptr: Of the pairs.
+        pos: Of the pairs.
+        n_docs: Document rows.
+        others: Query rows and document rows of judged positives that may be in no pair of their query.
+    """
+
+    def __init__(self, indptr: np.ndarray, pos: np.ndarray, n_docs: int,
+                 others: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         self.n_docs, n_queries = n_docs, len(indptr) - 1
         parts = []
         for start in range(0, n_queries, _QUERIES):   # the keys of all pairs would be GBs, those of positives are MBs
             stop = min(start + _QUERIES, n_queries)
             query = np.repeat(np.arange(start, stop, dtype=np.int64), np.diff(indptr[start:stop + 1]))
             parts.append(np.unique(query * n_docs + np.asarray(pos[indptr[start]:indptr[stop]], dtype=np.int64)))
+        if others is not None:
+            parts = [np.unique(np.concatenate([*parts, others[0] * n_docs + others[1]]))]
         self.keys = np.concatenate(parts)
 
     def __call__(self, query: np.ndarray, docs: np.ndarray) -> np.ndarray:

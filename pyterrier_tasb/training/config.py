@@ -45,7 +45,8 @@ class Training:
         n_bins: h, margin bins of a query.
         size_power: A cluster is drawn with probability proportional to size**size_power; 0 (the paper) is uniform.
         max_pairs_per_query: Pairs kept of a query whose positives and negatives make more; None keeps all.
-        pairwise_loss: 'margin-mse' or, without a teacher, 'ranknet'.
+        pairwise_loss: 'margin-mse' or, without a teacher, 'ranknet'. Balanced sampling reads the pairs' scores with
+            either.
         in_batch_loss: 'margin-mse' (the paper's choice), 'kl', 'listnet' or 'lambda'.
         pairwise_weight: λ, weight of the pairwise term.
         in_batch_weight: α, weight of the in-batch term.
@@ -53,17 +54,19 @@ class Training:
             that brings the standard deviation of its margins to the untrained student's. It is recorded.
         scale: Factor on the cosine of a student with unit-length vectors; a student without them ignores it.
         positive_bonus: Added to the teacher's score of a judged positive, after scaling; 0 is the paper.
-        eval_every: Steps between validations; None means ten in a run.
+        eval_every: Steps between validations; None takes a tenth of the steps. The last step is validated in any case.
         measure: The measure that validation watches, as `pt.Experiment` takes it (`nDCG @ 10`, 'ndcg_cut_10') or by any
             name in ir_measures ('MRR@10'). It is kept by its own name there ('RR@10').
         patience: Validations without gain before training stops; None never stops early.
         patience_from: No early stop before this step.
-        save_every: Steps between checkpoints; None saves at every validation, or ten times in a run without one.
+        save_every: Steps between checkpoints in a run without validation; None takes a tenth of the steps. With
+            validation every validation saves, and `eval_every` says how much an interruption may lose.
         log_every: Steps between entries of the training log.
         compile: Put the encoder's layers and the loss through `torch.compile`, on a GPU and where a step can be
             captured as a CUDA graph; elsewhere nothing changes. Worth it in long runs: it takes 20 to 30 seconds.
         micro_batch_tokens: Encode a batch in pieces of at most this many tokens and keep no activations between them
-            (gradient caching): slower, exact, and flat in memory. None encodes it in one call.
+            (gradient caching): slower, exact, and flat in memory. None encodes it in one call. For
+            :class:`TasBalanced`; a late-interaction teacher does not read it.
         report_to: A tracker of `transformers.Trainer`: 'none', 'tensorboard', 'wandb', 'mlflow', …, or 'all' that are
             installed.
 

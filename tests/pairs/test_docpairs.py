@@ -129,7 +129,7 @@ def interrupted(tmp_path, monkeypatch):
 def test_the_same_call_scores_what_is_missing_only(interrupted):
     scorer = Stops()
     pairs = ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=scorer)
-    assert scorer.calls == 2 and len(list(interrupted.parent.iterdir())) == 1
+    assert scorer.calls == 3 and len(list(interrupted.parent.iterdir())) == 1   # the first call compares
     whole = ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted.with_name('whole'), teacher=Stops())
     assert pairs.fingerprint == whole.fingerprint and rows(pairs) == sorted((*ids, 1.0) for ids in MANY)
 
@@ -146,6 +146,14 @@ def test_chunks_of_something_else_are_refused_with_the_difference(interrupted, o
         ScoredPairs.from_docpairs(map(DocPair._make, others), interrupted, teacher=Stops(**options))
     assert not interrupted.exists()
     assert len(ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Stops())) == 10
+
+
+def test_another_teacher_of_the_same_name_is_noticed(interrupted):
+    class Other(Stops):
+        def transform(self, frame):
+            return super().transform(frame).assign(score=lambda scored: -3 * scored['score'])
+    with pytest.raises(ValueError, match='holds margins of another teacher than Stops'):
+        ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Other())
 
 
 def test_pairs_that_are_there_are_refused_before_any_work(tmp_path):

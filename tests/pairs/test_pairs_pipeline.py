@@ -54,7 +54,8 @@ def test_equals_from_results_whatever_the_chunk(toy_results, toy_topics, toy_qre
 def test_resuming_runs_the_missing_chunks_only(interrupted, toy_results, toy_topics, toy_qrels, tmp_path):
     pipeline = Candidates(toy_results)
     pairs = ScoredPairs.from_pipeline(pipeline, toy_topics, toy_qrels, interrupted, **OPTIONS)
-    assert pipeline.calls == [toy_topics['qid'].tolist()[25:50], toy_topics['qid'].tolist()[50:]]
+    qids = toy_topics['qid'].tolist()
+    assert pipeline.calls == [qids[:2], qids[25:50], qids[50:]]   # the first call compares
     whole = ScoredPairs.from_pipeline(Candidates(toy_results), toy_topics, toy_qrels, tmp_path / 'whole', **OPTIONS)
     assert pairs.fingerprint == whole.fingerprint and rows(pairs) == rows(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['pairs', 'whole']
@@ -66,7 +67,13 @@ def test_a_pipeline_whose_name_is_an_address_can_be_resumed(toy_results, toy_top
         ScoredPairs.from_pipeline(first, toy_topics, toy_qrels, tmp_path / 'pairs', **OPTIONS)
     assert repr(first) != repr(second)
     ScoredPairs.from_pipeline(second, toy_topics, toy_qrels, tmp_path / 'pairs', **OPTIONS)
-    assert len(second.calls) == 1
+    assert len(second.calls) == 2
+
+
+def test_another_pipeline_of_the_same_name_is_noticed(interrupted, toy_results, toy_topics, toy_qrels):
+    other = Candidates(toy_results.assign(score=-toy_results['score']))
+    with pytest.raises(ValueError, match=r'holds margins of another teacher than Candidates\(given\)'):
+        ScoredPairs.from_pipeline(other, toy_topics, toy_qrels, interrupted, **OPTIONS)
 
 
 @pytest.mark.parametrize('change, names', [

@@ -394,6 +394,13 @@ def test_what_a_run_depends_on_beside_weights_is_noticed(tiny_bert_dir, toy_resu
                                                                       work_dir=tmp_path / 'work', resume=True)
 
 
+def test_qrels_of_other_queries_do_not_count_in_validation(tiny_bert_dir, toy_results, toy_qrels):
+    def best(qrels):
+        some = toy_results[toy_results['qid'].isin(toy_qrels['qid'].unique()[:20])]
+        return teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, some, qrels).record['best_value']
+    assert best(toy_qrels) == best(toy_qrels[toy_qrels['qid'].isin(toy_qrels['qid'].unique()[:20])])
+
+
 def test_a_work_directory_of_another_teacher_is_refused(tiny_bert_dir, tiny_distilbert_dir, toy_results, toy_qrels,
                                                         tmp_path):
     teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')

@@ -1,4 +1,6 @@
 """`TeacherScores`: a plan's scores on disk equal the live ones, survive interruptions, and are never another plan's."""
+from contextlib import nullcontext
+
 import numpy as np
 import pyterrier as pt
 import pytest
@@ -86,7 +88,7 @@ def test_a_killed_build_goes_on_where_it_last_saved(plan, stores, tmp_path, monk
         TeacherScores(tmp_path / 'scores')
     teacher = Table()
     scores = TeacherScores.build(tmp_path / 'scores', teacher, plan, *stores, steps=STEPS)
-    assert teacher.calls == STEPS - killed_at // 4 * 4
+    assert teacher.calls == STEPS - killed_at // 4 * 4 + (killed_at >= 4)   # what is kept is compared first
     assert_equals_live(scores, plan)
 
 
@@ -97,12 +99,30 @@ def test_a_build_killed_twice_goes_on_twice(plan, stores, tmp_path, monkeypatch)
             TeacherScores.build(tmp_path / 'scores', Table(kill_at), plan, *stores, steps=STEPS)
     teacher = Table()
     assert_equals_live(TeacherScores.build(tmp_path / 'scores', teacher, plan, *stores, steps=STEPS), plan)
-    assert teacher.calls == STEPS - 8
+    assert teacher.calls == STEPS - 8 + 1
 
 
 def test_a_whole_build_is_not_repeated(plan, stores, tmp_path):
     TeacherScores.build(tmp_path / 'scores', Table(), plan, *stores, steps=STEPS)
-    assert_equals_live(TeacherScores.build(tmp_path / 'scores', Table(kill_at=0), plan, *stores, steps=STEPS), plan)
+    assert_equals_live(TeacherScores.build(tmp_path / 'scores', Table(kill_at=1), plan, *stores, steps=STEPS), plan)
+
+
+@pytest.mark.parametrize('killed_at', [None, 10])
+def test_another_teacher_of_the_same_name_and_other_texts_are_noticed(plan, stores, tmp_path, monkeypatch, killed_at):
+    monkeypatch.setattr(plan_scores, '_SAVE_EVERY', 4)
+    with pytest.raises(KeyboardInterrupt) if killed_at else nullcontext():
+        TeacherScores.build(tmp_path / 'scores', Table(killed_at), plan, *stores, steps=STEPS)
+    with pytest.raises(ValueError, match='scores of another teacher than Table'):
+        TeacherScores.build(tmp_path / 'scores', Table(scale=-1.0), plan, *stores, steps=STEPS)
+    others = [TextStore.build(tmp_path / f'other {i}', ((key, f'new {text}') for key, text in zip(
+        store.ids, store.take(range(len(store))))))
+              for i, store in enumerate(stores)]
+    with pytest.raises(ValueError, match='texts .*there'):
+        TeacherScores.build(tmp_path / 'scores', Table(), plan, stores[0], others[1], steps=STEPS)
+    scores = TeacherScores.build(tmp_path / 'scores', Table(), plan, *stores, steps=STEPS)
+    for texts in (others[0], stores[1]), (stores[0], others[1]):
+        with pytest.raises(ValueError, match='are of other texts than this run'):
+            bind_in_batch_teacher(scores, *texts, tmp_path, plan, STEPS)
 
 
 @pytest.mark.parametrize('cuts', [(0, 20), (0, 7, 20), (0, 1, 2, 20)])
