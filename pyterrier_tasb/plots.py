@@ -218,7 +218,7 @@ def comparison(values: pd.DataFrame, measures: Sequence[str]) -> Figure:
         measures: Columns.
     """
     systems = values.groupby(level=0, sort=False)
-    means, deviations = systems.mean(), systems.std(ddof=0)
+    means, deviations = systems.mean(), systems.std().fillna(0.0)   # of one seed there is none
     figure, axes = _figure(len(measures), width=4.2, height=1 + .3 * len(means))
     at = np.arange(len(means))[::-1]
     for ax, measure in zip(axes, measures, strict=True):

@@ -81,9 +81,9 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             text_field: Column of the passages' text.
             verbose: Show progress when encoding.
             device: Where to compute; None takes a GPU if there is one.
-            amp: Precision of matrix products. 'auto' takes bf16 for training, its validation and :meth:`index` where the
-                hardware computes with it, and float32 for all else, so that vectors are those of other loaders; 'off' is
-                float32, 'bf16' and 'fp16' are for everything. Weights, vectors, scores and losses are float32.
+            amp: Precision of matrix products. 'auto' takes bf16 for training, its validation and :meth:`index`, where
+                the hardware computes with it, and float32 for all else, so that vectors are those of other loaders;
+                'off' is float32, 'bf16' and 'fp16' are for everything. Weights, vectors, scores and losses are float32.
 
         Raises:
             ValueError: The directory is no model that can be used; the message says what was looked for.
