@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--minutes', type=int, default=5, help='when every system stops')
     parser.add_argument('--teacher-steps', type=int, default=0, help='of ours; 0: untrained late interaction teaches')
     parser.add_argument('--in-batch-loss', default='kl', help='of ours')
-    parser.add_argument('--pairwise-weight', type=float, default=0.0, help='of ours; 0 needs no scores of pairs')
+    parser.add_argument('--pairwise-weight', type=float, default=0.0, help='of ours; 0 needs no scores of pairs, and does not balance by them')
     parser.add_argument('--positive-bonus', type=float, default=5.0, help='of ours')
     parser.add_argument('--peer-teacher-steps', type=int, default=40, help="of MarginMSE's teacher, trained on labels")
     parser.add_argument('--clusters', type=int, default=10)
@@ -107,7 +107,8 @@ class Race:
         return Training(steps=steps, batch_size=self.args.batch_size, learning_rate=self.args.learning_rate,
                         schedule='constant', warmup=min(5 / steps, .5), clusters=self.args.clusters,
                         seed=self.args.seed, positive_bonus=self.args.positive_bonus,
-                        in_batch_loss=self.args.in_batch_loss, pairwise_weight=self.args.pairwise_weight)
+                        in_batch_loss=self.args.in_batch_loss, pairwise_weight=self.args.pairwise_weight,
+                        sampling='tas-balanced' if self.args.pairwise_weight else 'tas')   # by scores, if there are any
 
     def teacher(self, steps: int) -> LateInteraction:
         """A teacher trained on the labels; not at all with 0 steps."""
