@@ -38,7 +38,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--minutes', type=int, default=5, help='when every system stops')
     parser.add_argument('--teacher-steps', type=int, default=0, help='of ours; 0: untrained late interaction teaches')
     parser.add_argument('--in-batch-loss', default='kl', help='of ours')
-    parser.add_argument('--pairwise-weight', type=float, default=0.0, help='of ours; 0 needs no scores of pairs, and does not balance by them')
+    parser.add_argument('--pairwise-weight', type=float, default=0.0,
+                        help='of ours; 0 needs no scores of pairs, and does not balance by them')
     parser.add_argument('--positive-bonus', type=float, default=5.0, help='of ours')
     parser.add_argument('--peer-teacher-steps', type=int, default=40, help="of MarginMSE's teacher, trained on labels")
     parser.add_argument('--clusters', type=int, default=10)
