@@ -53,6 +53,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--batch-size', type=int, default=32, help='the paper has 32, 96 and 256')
     parser.add_argument('--steps', type=int, default=800_000)
     parser.add_argument('--clusters', type=int, default=2000)
+    parser.add_argument('--cluster-encoder', metavar='MODEL',
+                        help='a dense retriever whose query vectors are clustered, as in the paper, unless there is '
+                             'clusters.tsv; default: the student, untrained')
     parser.add_argument('--eval-every', type=int, default=4000)
     parser.add_argument('--patience-from', type=int, default=300_000)
     parser.add_argument('--validation-queries', type=int, default=3200)
@@ -153,6 +156,7 @@ def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> Ta
     student = TasBalanced(
         args.student, corpus=data.texts, verbose=True,
         clusters=args.data / 'clusters.tsv' if (args.data / 'clusters.tsv').exists() else None,
+        cluster_encoder=TasBalanced(args.cluster_encoder) if args.cluster_encoder else None,
         in_batch_teacher=LateInteraction(args.in_batch_teacher, mask_tokens=args.mask_tokens, query_max_length=30),
         training=Training.faithful(
             steps=args.steps, batch_size=args.batch_size, clusters=args.clusters, eval_every=args.eval_every,

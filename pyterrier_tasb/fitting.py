@@ -450,6 +450,7 @@ class Fit:
         ours = {**data, 'weights': self.base_weights, 'tokenizer': student.encoder.tokenizer_fingerprint,
                 'pooling': student.encoder.pooling, 'normalize': student.encoder.normalize,
                 'amp': student.amp, 'lengths': list(student.max_length),
+                'cluster_encoder': checks.name_of(student.cluster_encoder),
                 **self.training.deciding()}
         claim(self.folder, 'work', ours)
         self.claimed = True

@@ -91,7 +91,8 @@ def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_di
     toy_results[['qid', 'docno', 'rank']].sample(frac=1, random_state=1).to_csv(
         folder / 'candidates.dev.tsv', sep='\t', header=False, index=False)
     arguments = ['--data', folder, '--student', tiny_bert_dir, '--in-batch-teacher', tiny_bert_dir, '--steps', 4,
-                 '--eval-every', 2, '--batch-size', 4, '--clusters', 2, '--patience-from', 0, '--validation-queries', 8]
+                 '--eval-every', 2, '--batch-size', 4, '--clusters', 2, '--patience-from', 0, '--validation-queries', 8,
+                 '--cluster-encoder', tiny_bert_dir]
     out = _run('msmarco.py', *arguments, '--store-teacher', cwd=tmp_path)
     table = pd.DataFrame(json.loads((tmp_path / 'runs' / 'msmarco' / 'table.json').read_text()))
     assert set(table['queries']) == {'dev.small', 'dl19'}

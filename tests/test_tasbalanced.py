@@ -615,6 +615,9 @@ def test_two_threads_that_train_take_turns_and_get_what_each_gets_alone(tiny_ber
 
 def test_what_a_run_depends_on_beside_weights_is_noticed(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
     TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    with pytest.raises(ValueError, match='cluster_encoder'):
+        TasBalanced(tiny_bert_dir, training=FAST, cluster_encoder=TasBalanced(tiny_bert_dir)).fit(
+            toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
     for name, value in (('pooling', 'mean'), ('normalize', True)):
         other = TasBalanced(tiny_bert_dir, training=FAST)
         setattr(other.encoder, name, value)
