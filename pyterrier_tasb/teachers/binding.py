@@ -88,7 +88,7 @@ class CachedScorer(pt.Transformer):
     @property
     def _probe(self) -> Path:
         """The first few rows that were ever asked, with their scores."""
-        return Path(f'{self.path}-first.json')
+        return self.path / 'first.json'
 
     def _compare(self, scored: pd.DataFrame) -> None:
         """Compare a few scores of an earlier call with what the scorer says now.
