@@ -37,7 +37,8 @@ class Training:
         max_grad_norm: Gradients are clipped to this norm; 0 never clips.
         accumulation: Batches an optimiser step averages over.
         seed: Decides clusters, batches and dropout.
-        sampling: 'tas-balanced', 'tas' (topics without balanced margins) or 'random'.
+        sampling: 'tas-balanced' (by the pairs' scores, with any loss), 'tas' (topics without balanced margins) or
+            'random'.
         clusters: k, number of query clusters; None takes one for every 200 training queries, and at most one for every
             ten clusters that the run draws.
         spherical: k-means by inner product on unit vectors (the reference code) instead of Euclidean (the paper).
@@ -45,8 +46,7 @@ class Training:
         n_bins: h, margin bins of a query.
         size_power: A cluster is drawn with probability proportional to size**size_power; 0 (the paper) is uniform.
         max_pairs_per_query: Pairs kept of a query whose positives and negatives make more; None keeps all.
-        pairwise_loss: 'margin-mse' or, without a teacher, 'ranknet'. Balanced sampling reads the pairs' scores with
-            either.
+        pairwise_loss: 'margin-mse' or, without a teacher, 'ranknet'.
         in_batch_loss: 'margin-mse' (the paper's choice), 'kl', 'listnet' or 'lambda'.
         pairwise_weight: λ, weight of the pairwise term.
         in_batch_weight: α, weight of the in-batch term.
