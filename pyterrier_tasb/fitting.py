@@ -169,7 +169,7 @@ class Fit:
         if self.given_pairs and student.pairwise_teacher is not None:
             warnings.warn(f'pairwise_teacher={student.pairwise_teacher!r} is not asked: the pairs have margins',
                           stacklevel=4)
-        if isinstance(pairs, ScoredPairs) and pairs.queries is not None:   # made from a text form: texts are with them
+        if self.given_pairs and pairs.queries is not None:   # made from a text form: texts are with them
             self._claim({'pairs': pairs.fingerprint})
             self._check_usable(pairs)
             return Examples(pairs, pairs.queries, pairs.docs)

@@ -1,7 +1,6 @@
 """`TasBalanced`: a dense encoder that is trained with TAS-Balanced and used like any PyTerrier bi-encoder."""
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 import threading
@@ -23,7 +22,7 @@ from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
 from .encoding.precision import device_of, has_bf16
-from .encoding.settings import copied, owned, settings_of, sharing, under_settings, with_settings
+from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
@@ -97,9 +96,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.clusters = clusters
         self.cluster_encoder = cluster_encoder
         self.training = training
-        self.device = device_of(device)
         self._encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
-                                     device=self.device, amp=amp)
+                                     device=device_of(device), amp=amp)
         self._encoder.check_pooling()
         self.device = self._encoder.device
         self.amp, self.query_max_length, self.doc_max_length = settings_of(self._encoder)
@@ -432,10 +430,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def copy(self) -> TasBalanced:
         """An encoder with weights of its own: keep one to compare before and after a fit."""
         self._check_at_rest(also_here=True)
-        shared = self._shared
-        other = copy.copy(self)
-        self._shared, other._shared = shared, False
-        other._encoder, other._encoding_of = copied(self.encoder), None
+        other = shallow(self)
+        other._encoder, other._encoding_of, other._shared = copied(self.encoder), None, False
         return other
 
     def __copy__(self) -> TasBalanced:

@@ -61,9 +61,9 @@ def check_trains(amp: str, device: torch.device) -> None:
     """
     if amp == 'fp16' and device.type != 'cuda':
         raise ValueError(f"amp='fp16' trains on a GPU only, and this is {device.type!r}: take 'auto', 'bf16' or 'off'")
-    own = int(os.environ.get('LOCAL_RANK') or 0)
-    if device.type == 'cuda' and world_size() > 1 and device.index not in (None, own):
-        raise ValueError(f'process {own} of this machine trains on cuda:{own}, and the model is on {device}: leave '
+    own = device_of('cuda')
+    if device.type == 'cuda' and world_size() > 1 and device.index not in (None, own.index):
+        raise ValueError(f'process {own.index} of this machine trains on {own}, and the model is on {device}: leave '
                          'device=None, which takes it')
     if device.type == 'cuda' and device.index and world_size() == 1:
         raise ValueError(f'training takes the first GPU there is, and the model is on {device}: run with '

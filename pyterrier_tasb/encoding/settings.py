@@ -36,9 +36,15 @@ def with_settings(transformer: Loaded, settings: dict[str, Any]) -> Loaded:
 
 def sharing(transformer: Loaded) -> Loaded:
     """A shallow copy; both know that they have the same weights."""
+    other = shallow(transformer)
+    transformer._shared = other._shared = True
+    return other
+
+
+def shallow(transformer: Loaded) -> Loaded:
+    """A shallow copy, for who gives it weights of its own."""
     other = type(transformer).__new__(type(transformer))
     other.__dict__.update(transformer.__dict__)
-    transformer._shared = other._shared = True
     return other
 
 

@@ -54,8 +54,9 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
             shutil.rmtree(folder)
         return ScoredPairs(path)
     with chunks(folder, ours):
-        if (folder / f'{0:09d}.npz').exists() and not verified:
-            _check_again(folder, pipeline, topics, qrels)
+        first = folder / f'{0:09d}.npz'
+        if first.exists() and not verified:
+            _check_again(first, pipeline, topics, qrels)
         parts = []
         for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
             file = folder / f'{start:09d}.npz'
@@ -84,17 +85,17 @@ def chunks(folder: Path, ours: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _check_again(folder: Path, pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
-    """Score two queries of the first chunk again: two pipelines of one name need not be one.
+def _check_again(file: Path, pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame) -> None:
+    """Score two queries of a chunk again: two pipelines of one name need not be one.
 
     Raises:
         ValueError: Pairs that both have get other margins.
     """
-    kept = read_chunk(folder / f'{0:09d}.npz')
+    kept = read_chunk(file)
     some = topics[topics['qid'].isin(kept['qid'].unique()[:2])]
     if len(some):
         both = kept.merge(_chunk(pipeline, some, qrels, None, 0), on=['qid', 'pos', 'neg'], suffixes=('_kept', '_now'))
-        check_same(both['margin_kept'], both['margin_now'], folder, 'margins', repr(pipeline))
+        check_same(both['margin_kept'], both['margin_now'], file.parent, 'margins', repr(pipeline))
 
 
 def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, most: int | None,
