@@ -34,6 +34,7 @@ from pyterrier_tasb.training.trainer import train
 STEPS = 750_000   # the paper's run
 TOGETHER = 10   # steps that are timed together: a trainer does not wait for each
 VOCABULARY = 30_522
+LONGEST = 200   # tokens of a passage
 TEACHERS = ('no', 'stored', 'live')
 WAYS = ('plain', 'captured', 'compiled')
 PARTS = ('bare', 'trained', 'encoding', 'search')
@@ -59,7 +60,7 @@ class Padding:
 def distilbert(layers: int, device: torch.device) -> Encoder:
     """DistilBERT's size with random weights."""
     model = DistilBertModel(DistilBertConfig(n_layers=layers)).to(device)
-    return Encoder(model, Padding(), query_max_length=30, doc_max_length=200)
+    return Encoder(model, Padding(), query_max_length=30, doc_max_length=LONGEST)
 
 
 def drawn(rng: np.random.Generator, n: int, mean: float, most: int) -> Tokens:
@@ -67,6 +68,11 @@ def drawn(rng: np.random.Generator, n: int, mean: float, most: int) -> Tokens:
     lengths = np.clip(rng.gamma(3.7, mean / 3.7, n), 4, most).astype(int)
     ids = rng.integers(1000, VOCABULARY, lengths.sum())
     return Tokens(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def of_step(rng: np.random.Generator, size: int) -> Tokens:
+    """A step's texts: queries and twice as many passages."""
+    return Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, LONGEST)])
 
 
 class Clock:
@@ -139,8 +145,8 @@ def bare_steps_of(encoder: Encoder, way: str, size: int, n_batches: int) -> tupl
     encoder.train()
     update, loss = torch.optim.AdamW(encoder.parameters(), lr=1e-6, fused=True), loss_by(way, encoder)
     rows = torch.arange(size)
-    batches = [TrainingBatch(Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, 200)]), rows, rows + size,
-                             rows + 2 * size, torch.randn(size), torch.randn(size, 2 * size), ())
+    batches = [TrainingBatch(of_step(rng, size), rows, rows + size, rows + 2 * size, torch.randn(size),
+                             torch.randn(size, 2 * size), ())
                for _ in range(n_batches)]
 
     def steps(some: list[TrainingBatch]) -> None:
@@ -170,7 +176,7 @@ class Data:
         self.pairs = ScoredPairs.from_arrays(
             folder, [f'q{i}' for i in range(n_queries)], [f'd{i}' for i in range(n_docs)], query,
             rng.integers(0, n_docs, len(query)), rng.integers(0, n_docs, len(query)), rng.normal(3, 2, len(query)))
-        self.queries, self.docs = drawn(rng, n_queries, 9, 30), drawn(rng, n_docs, 69, 200)
+        self.queries, self.docs = drawn(rng, n_queries, 9, 30), drawn(rng, n_docs, 69, LONGEST)
 
 
 class Live:
@@ -236,7 +242,7 @@ def trained_steps(args: argparse.Namespace, clock: Clock, most: float) -> Iterat
 
 def encoding(args: argparse.Namespace, clock: Clock, most: float) -> Iterator[dict[str, str]]:
     encoder, n = distilbert(args.layers, clock.device).eval(), args.passages
-    tokens = drawn(np.random.default_rng(1), n, 69, 200)
+    tokens = drawn(np.random.default_rng(1), n, 69, LONGEST)
     encoder.encode(tokens.take(np.arange(min(n, 2000))))
     start = clock.now()
     encoder.encode(tokens)

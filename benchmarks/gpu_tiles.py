@@ -13,12 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 from common import machine, markdown
-from gpu import VOCABULARY, Clock, device_there, drawn
+from gpu import LONGEST, VOCABULARY, Clock, device_there, of_step
 
-from pyterrier_tasb.encoding import Tokens
 from pyterrier_tasb.training.captured import sorted_places
 
-HEADS, DIM, LONGEST, DROPOUT = 12, 64, 200, .1
+HEADS, DIM, DROPOUT = 12, 64, .1
 
 
 def arguments() -> argparse.Namespace:
@@ -33,12 +32,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def texts(size: int) -> Tokens:
-    """Of a step: queries and twice as many passages."""
-    rng = np.random.default_rng(0)
-    return Tokens.concat([drawn(rng, size, 9, 30), drawn(rng, 2 * size, 69, LONGEST)])
-
-
 def microseconds(run: Callable[[], object], device: torch.device) -> float:
     """Median time; on a GPU without what launching takes."""
     if device.type == 'cuda':
@@ -49,7 +42,7 @@ def microseconds(run: Callable[[], object], device: torch.device) -> float:
 
 def attention(args: argparse.Namespace, size: int, device: torch.device) -> Iterator[dict[str, str | int]]:
     from pyterrier_tasb.encoding import ragged_attention
-    operators, tokens = torch.ops.pyterrier_tasb, texts(size)
+    operators, tokens = torch.ops.pyterrier_tasb, of_step(np.random.default_rng(0), size)
     dtype = torch.bfloat16 if device.type == 'cuda' else torch.float32   # as the interpreter computes
     joint = torch.randn(len(tokens.ids), 3, args.heads, DIM, dtype=dtype, device=device)
     bounds = torch.from_numpy(tokens.offsets.astype(np.int32)).to(device)
@@ -66,7 +59,7 @@ def attention(args: argparse.Namespace, size: int, device: torch.device) -> Iter
 
 def embeddings(args: argparse.Namespace, size: int, device: torch.device) -> Iterator[dict[str, str | int]]:
     from pyterrier_tasb.encoding import embedding_gradients
-    tokens, width = texts(size), args.heads * DIM
+    tokens, width = of_step(np.random.default_rng(0), size), args.heads * DIM
     table = torch.nn.Embedding(VOCABULARY, width, device=device)
     ids, found = torch.from_numpy(tokens.ids.astype(np.int64)).to(device), torch.empty_like(table.weight)
     order, bounds = (torch.from_numpy(some).to(device) for some in sorted_places(tokens.ids))

@@ -3,6 +3,7 @@ import copy
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -326,21 +327,32 @@ def test_a_caller_without_gradients_may_train(tasb, tiny_bert_dir, toy_results, 
     assert weights_fingerprint(other.encoder) == weights_fingerprint(tasb.encoder)
 
 
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """(step) → a block in which training is interrupted at that step."""
+    @contextmanager
+    def interrupted(step):
+        steps = iter(range(step))
+
+        def interrupt(*args, **kwargs):
+            if next(steps, None) is None:
+                raise KeyboardInterrupt
+            return dual_loss(*args, **kwargs)
+        with monkeypatch.context() as patched:
+            patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+    return interrupted
+
+
 @pytest.mark.parametrize('again', ['the same object', 'another process'])
-def test_interrupted_and_resumed_equals_uninterrupted(tiny_bert_dir, toy_results, toy_qrels, tmp_path, monkeypatch,
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_bert_dir, toy_results, toy_qrels, tmp_path, interrupted_at,
                                                      again):
     training = FAST.replace(steps=8, eval_every=2)
     whole = TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels)
-    interrupted, steps = TasBalanced(tiny_bert_dir, training=training), iter(range(5))
-
-    def interrupt_at_5(*args, **kwargs):
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return dual_loss(*args, **kwargs)
-    with monkeypatch.context() as patched:
-        patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt_at_5)
-        with pytest.raises(KeyboardInterrupt):
-            interrupted.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    interrupted = TasBalanced(tiny_bert_dir, training=training)
+    with interrupted_at(5):
+        interrupted.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
     assert not interrupted.model.training
     assert interrupted.model_name not in (tiny_bert_dir, whole.model_name)   # half-trained weights have a name too
     with pytest.raises(ValueError, match='resume=True'):
@@ -571,18 +583,11 @@ def test_a_batch_of_one_query(tiny_bert_dir, toy_results, toy_qrels, in_batch_lo
 
 
 def test_a_run_goes_on_under_another_name_and_with_another_log(tiny_bert_dir, toy_results, toy_qrels, tmp_path,
-                                                               monkeypatch):
-    training, steps = FAST.replace(save_every=2), iter(range(3))
+                                                               monkeypatch, interrupted_at):
+    training = FAST.replace(save_every=2)
     whole = TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels)
-
-    def interrupt_at_3(*args, **kwargs):
-        if next(steps, None) is None:
-            raise KeyboardInterrupt
-        return dual_loss(*args, **kwargs)
-    with monkeypatch.context() as patched:
-        patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt_at_3)
-        with pytest.raises(KeyboardInterrupt):
-            TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    with interrupted_at(3):
+        TasBalanced(tiny_bert_dir, training=training).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
     monkeypatch.chdir(Path(tiny_bert_dir).parent)
     again = TasBalanced(f'./{Path(tiny_bert_dir).name}', training=training.replace(log_every=1, save_every=1))
     again.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
