@@ -77,9 +77,14 @@ def main() -> None:
     if device is None:
         return
     print(machine())
-    for name, rows_of in (('Attention, one layer', attention), ('Gradients of embeddings', embeddings)):
-        rows = [row for size in args.batch_sizes for row in rows_of(args, size, device)]
-        print(f'\n## {name}\n\n{markdown(pd.DataFrame(rows))}', flush=True)
+    for size, (name, rows_of) in itertools.product(args.batch_sizes, (
+            ('Attention, one layer', attention), ('Gradients of embeddings', embeddings))):
+        print(f'\n## {name}, B = {size}\n', flush=True)
+        rows = []
+        for row in rows_of(args, size, device):   # shown as they come: compiling takes long, and may be cut off
+            print(', '.join(f'{key} {value}' for key, value in row.items()), flush=True)
+            rows.append(row)
+        print(f'\n{markdown(pd.DataFrame(rows))}', flush=True)
 
 
 if __name__ == '__main__':

@@ -29,6 +29,8 @@ def locked(folder: str | os.PathLike, *, wait: bool = False) -> Iterator[None]:
         ValueError: Another process is working there, and `wait` is False.
     """
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'{folder} is a file: name a directory, or another path')
     with disk_named(folder, 'what is finished is kept there, and the same call goes on'):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)

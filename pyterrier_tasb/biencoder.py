@@ -17,7 +17,7 @@ class _Stage:
     """Equal where the models are, precision and weights included, which pyterrier_dr's stages do not look at."""
 
     def _key(self) -> tuple:
-        return self.bi_encoder_model, self.verbose, self.batch_size
+        return self.bi_encoder_model, self.verbose, self.batch_size, getattr(self, 'text_field', None)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self._key() == other._key()
@@ -55,13 +55,12 @@ class TextScorer(_Stage, BiScorer):
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Score rows that have a query or its vector, and a text or its vector."""
-        text_field = self.bi_encoder_model.text_field
         with pt.validate.any(inp, context=self) as v:
             for query in ('query_vec', 'query'):
-                for doc in ('doc_vec', text_field):
+                for doc in ('doc_vec', self.text_field):
                     v.columns(includes=[query, doc])
         queries = self._vectors(inp, 'query_vec', 'query', self.bi_encoder_model.encode_queries)
-        docs = self._vectors(inp, 'doc_vec', text_field, self.bi_encoder_model.encode_docs)
+        docs = self._vectors(inp, 'doc_vec', self.text_field, self.bi_encoder_model.encode_docs)
         scores = np.empty(len(inp), dtype=np.float64)
         for start in range(0, len(inp), _ROWS):
             rows = slice(start, start + _ROWS)

@@ -26,7 +26,6 @@ from .collection import TextLoader
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
 from .encoding.gradcache import cached_forward
-from .encoding.precision import check_trains
 from .encoding.transfer import moved
 from .machine import hardware, versions
 from .pairs import ScoredPairs, checks
@@ -71,7 +70,6 @@ class Fit:
     """
 
     def __init__(self, student: TasBalanced, folder: Path, *, resume: bool, kept: bool = True) -> None:
-        check_trains(student.amp, student.encoder.device)
         self.student, self.folder, self.resume = student, folder, resume
         self.training = student.training
         self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
@@ -103,7 +101,8 @@ class Fit:
             raise ValueError(f'pairwise_teacher={student.pairwise_teacher!r} cannot teach: give a transformer that '
                              'scores (query, text), or None for the scores that arrive')
         if self._in_batch_teacher_asked:
-            in_batch_teacher_of(student.in_batch_teacher)   # loaded again when it teaches: memory is others' till then
+            # loaded again when it teaches: memory is others' till then
+            in_batch_teacher_of(student.in_batch_teacher, student.text_field)
 
     @property
     def _in_batch_teacher_asked(self) -> bool:
@@ -117,7 +116,7 @@ class Fit:
         self.given_pairs = isinstance(pairs, ScoredPairs)
         self.report['pairwise_teacher'] = self._teacher_name()
         if pairs is not None:
-            return self._given_pairs(topics_or_res, pairs)
+            return self._given_pairs(topics_or_res, qrels, pairs)
         student, training = self.student, self.training
         found = (self.folder / 'pairs').exists()   # whole, by an earlier call
         examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
@@ -164,28 +163,35 @@ class Fit:
         return training.sampling == 'tas-balanced' or (training.pairwise_loss != 'ranknet'
                                                        and training.pairwise_weight > 0)
 
-    def _given_pairs(self, topics: pd.DataFrame | None, pairs: ScoredPairs | Iterable) -> Examples:
+    def _given_pairs(self, topics: pd.DataFrame | None, qrels: pd.DataFrame | None,
+                     pairs: ScoredPairs | Iterable) -> Examples:
         student = self.student
+        positives, of_qrels = None, {}   # what else is relevant, for the in-batch bonus and the record
+        if qrels is not None:
+            qrels = checks.check_qrels(qrels, 'training', student)
+            positives = qrels[qrels['label'] > 0][['qid', 'docno']]
+            of_qrels = {'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label'))}
         if self.given_pairs and student.pairwise_teacher is not None:
             warnings.warn(f'pairwise_teacher={student.pairwise_teacher!r} is not asked: the pairs have margins',
                           stacklevel=4)
         if self.given_pairs and pairs.queries is not None:   # made from a text form: texts are with them
-            self._claim({'pairs': pairs.fingerprint})
+            self._claim({'pairs': pairs.fingerprint, **of_qrels})
             self._check_usable(pairs)
-            return Examples(pairs, pairs.queries, pairs.docs)
+            return Examples(pairs, pairs.queries, pairs.docs, positives=positives)
         if topics is None:
             raise ValueError('pairs= needs the queries\' texts: fit(topics, pairs=…), topics with qid and query')
         topics, results = checks.check_topics_or_results(topics, 'training', student.text_field, context=student)
         if student.corpus is None and results is None:
             raise ValueError('pairs= needs the passages\' texts: construct with corpus= (something with a text loader)')
-        self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
+        self._claim({'topics': frame_fingerprint(topics, ('qid', 'query')), **of_qrels,
                      'pairs': getattr(pairs, 'fingerprint', 'docpairs'), 'pairwise_teacher': self._teacher_name()})
         found = (self.folder / 'pairs').exists()
         if not self.given_pairs:
             pairs = self._docpairs(topics, pairs)
         self._check_usable(pairs)
         examples = Examples(pairs, query_store(pairs, topics, self.folder / 'queries'),
-                            doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field))
+                            doc_store(pairs, results, student.corpus, self.folder / 'docs', student.text_field),
+                            positives=positives)
         if found and not self.given_pairs:
             self._check_teacher(examples)
         return examples
@@ -301,7 +307,8 @@ class Fit:
         teacher = None
         if self._in_batch_teacher_asked:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,
-                                            self.folder / 'teacher-vectors', plan, self._n_batches)
+                                            self.folder / 'teacher-vectors', plan, self._n_batches,
+                                            self.student.text_field)
         batches = TrainingBatches(plan, self._tokens(examples.queries, 'query'), self._tokens(examples.docs, 'doc'),
                                   pairs.qids, teacher=teacher)
         if teacher is not None:
@@ -384,7 +391,8 @@ class Fit:
         False where a text alone is too much, and where the in-batch teacher's are.
         """
         if self.__dict__.get('_captured') is not None:
-            self._capture_no_more(first)
+            # a batch that cannot be made is asked for while the one before it waits to be learnt from
+            self._capture_no_more(max(0, first - 1) if batch is None else first)
             say(f'{self.student!r}: out of GPU memory; going on without captured steps, which take more')
             return True
         if batch is None:

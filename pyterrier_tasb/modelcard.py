@@ -48,7 +48,8 @@ def _use(tasb: TasBalanced) -> str:
     return ('## Use\n\n```python\nfrom pyterrier_tasb import TasBalanced\n\n'
             'tasb = TasBalanced(path)\nindex = tasb.index(dataset.get_corpus_iter(), "corpus.flex")\n'
             'dense = tasb.retriever(index, text=dataset)\ndense.search("my query")\n```\n\n'
-            f'Equal vectors come from {", ".join(f"`{other}`" for other in others)}.')
+            f'Equal vectors come from {", ".join(f"`{other}`" for other in others)}, but of queries longer than '
+            f'{tasb.query_max_length} tokens, of which they read up to {max(tasb.max_length)}.')
 
 
 def _table(rows: dict[str, object]) -> str:

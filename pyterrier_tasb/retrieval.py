@@ -7,6 +7,7 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pyterrier_dr
@@ -16,16 +17,25 @@ from .indexing import is_index
 from .pairs.examples import text_loader
 from .search import HalfPrecisionRetriever, fits
 
+_FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}
+
 
 class WithoutDocid(pt.Transformer):
-    """Drops the index's own `docid`, which text loaders of other indexes would take for theirs."""
+    """Drops the index's own `docid`, which text loaders of other indexes would take for theirs.
+
+    Where a query has one result, pyterrier_dr gives arrays of one; values come out of them.
+    """
 
     schematic = {'label': 'drop docid'}
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results without `docid` and `query_vec`."""
         pt.validate.result_frame(inp, context=self)
-        return inp.drop(columns=['docid', 'query_vec'], errors='ignore')
+        out = inp.drop(columns=['docid', 'query_vec'], errors='ignore')
+        found = [name for name in _FOUND if name in out.columns]
+        if len(out) and isinstance(out[found[0]].iloc[0], np.ndarray):
+            out = out.explode(found, ignore_index=True).astype({name: _FOUND[name] for name in found})
+        return out
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
         """Cut before dropping: the retriever before us can then search for k only."""

@@ -105,8 +105,9 @@ class HalfPrecisionRetriever(pt.Transformer):
             queries = torch.from_numpy(np.stack(inp['query_vec'].to_list()).astype(np.float32)).to(self.device)
             for scores, rows in zip(*(part.cpu().numpy() for part in search(self._held.get(), queries,
                                                                             self.num_results))):
-                results.extend({'docno': docnos.fwd[rows], 'score': scores.astype(np.float64),
-                                'rank': np.arange(len(rows))})
+                # lists: an array of one would be taken for a value of many rows
+                results.extend({'docno': docnos.fwd[rows].tolist(), 'score': scores.astype(np.float64).tolist(),
+                                'rank': list(range(len(rows)))})
         return results.to_df(inp.drop(columns='query_vec'))
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:

@@ -21,7 +21,7 @@ from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
-from .encoding.precision import device_of, has_bf16
+from .encoding.precision import check_trains, device_of, has_bf16
 from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
@@ -239,7 +239,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
           arrives when this is the last stage of a pipeline. Documents judged above 0 are positives, all others are
           negatives;
         - a topics frame (qid, query) with qrels, where `negatives=` and `corpus=` were given at construction;
-        - `pairs=`, with topics for the queries' texts and `corpus=` for the passages'.
+        - `pairs=`, with topics for the queries' texts and `corpus=` for the passages'; qrels then name what else is
+          judged positive, which `Training(positive_bonus=…)` reads.
 
         Args:
             topics_or_res_tr: Training topics or results.
@@ -263,6 +264,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         from .fitting import Fit
         from .training.state import main_process_first
         self._check_at_rest()
+        check_trains(self.amp, self.encoder.device)
         self._encoder, self._shared, self._encoding_of = owned(self, self.encoder), False, None
         with work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
@@ -310,7 +312,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
         `TasBalanced(path)`, `SentenceTransformer(path)` and `pyterrier_dr.SBertBiEncoder(path)` load it with equal
         vectors; so do `pyterrier_dr.TasB(path)` and `HgfBiEncoder.from_pretrained(path)` where the encoder takes
-        [CLS] and the dot product.
+        [CLS] and the dot product. The others have one length for both sides, the larger one, and so read more of a
+        query that is longer than `query_max_length`.
 
         Raises:
             ValueError: `path` exists and `overwrite` is False.

@@ -25,7 +25,7 @@ FAST = Training(steps=6, batch_size=8, learning_rate=1e-3, clusters=4, log_every
 
 @pytest.fixture
 def tasb(tiny_bert_dir):
-    return TasBalanced(tiny_bert_dir, training=FAST, amp='off')
+    return TasBalanced(tiny_bert_dir, training=FAST, amp='off', device='cpu')
 
 
 def frame(*columns):

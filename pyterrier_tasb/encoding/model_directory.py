@@ -246,6 +246,7 @@ def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
 
     `Encoder.load`, `SentenceTransformer` and `pyterrier_dr.SBertBiEncoder` load it with equal vectors; so do
     `pyterrier_dr.TasB` and `HgfBiEncoder`, which know [CLS] and the dot product only, where the encoder is such a one.
+    Others have one length for both sides, the larger one: a query longer than `query_max_length` is cut later there.
 
     Args:
         encoder: What to write.

@@ -80,7 +80,7 @@ def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataF
         raise ValueError(f'{len(parts)} labels of the {what} qrels are no whole numbers (qids {first(parts["qid"])}, '
                          f'first value {parts["label"].iloc[0]}), and measures would cut them off: multiply all until '
                          'they are, qrels.assign(label=4 * qrels["label"]) for quarters')
-    qrels = qrels.assign(label=labels)[['qid', 'docno', 'label']].drop_duplicates()
+    qrels = qrels.assign(label=labels.astype(np.int64))[['qid', 'docno', 'label']].drop_duplicates()
     twice = qrels[qrels.duplicated(['qid', 'docno'], keep=False)]
     if len(twice):
         raise ValueError(f'{len(twice)} rows of the {what} qrels give one (qid, docno) different labels '

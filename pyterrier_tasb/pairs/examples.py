@@ -19,7 +19,7 @@ from .._files import fingerprint, read_json, write_json
 from .._locks import rank
 from ..collection import TextLoader
 from ..texts import TextRows, TextStore
-from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, is_blank, name_of
+from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, first, is_blank, name_of
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -350,7 +350,14 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
     known: dict[str, str] = {}
     if results is not None and text_field in results.columns:
         rows = results[~is_blank(results[text_field])]
-        known = dict(zip(rows['docno'].astype(str), rows[text_field].astype(object), strict=True))
+        distinct = rows[['docno', text_field]].drop_duplicates()
+        several = distinct.loc[distinct.duplicated('docno', keep=False), 'docno']
+        if len(several):
+            warnings.warn(f'{several.nunique()} documents of the training results have more than one text (docnos '
+                          f'{first(several)}): the student reads the first of each, whatever the teacher read',
+                          stacklevel=4)
+        kept = distinct.drop_duplicates('docno')
+        known = dict(zip(kept['docno'].astype(str), kept[text_field].astype(object), strict=True))
     loader = None if corpus is None else text_loader(corpus, text_field)
     if isinstance(loader, TextLoader) and not known:
         return TextRows(loader.texts, _found(loader.texts.index_of(pairs.docnos), pairs.docnos))

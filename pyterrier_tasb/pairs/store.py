@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copyreg
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import OnDisk, atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
+from .._files import OnDisk, atomic_dir, check_new, check_unharmed, file_fingerprint, read_json, write_json
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
@@ -43,6 +44,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
     """
 
     ARTIFACT_TYPE, ARTIFACT_FORMAT, ARTIFACT_PACKAGE_HINT = 'scored_pairs', 'csr', 'pyterrier-tasb'
+    path: Any = pt.Artifact.NO_PATH   # in memory
 
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(str(path))
@@ -100,15 +102,15 @@ class ScoredPairs(OnDisk, pt.Artifact):
         arrays = {name: values.astype(_ARRAYS[name]) for name, values in arrays.items()}
         if path is None:
             pairs = cls.__new__(cls)
-            pairs.qids, pairs.docnos, pairs.queries, pairs.docs = list(qids), list(docnos), None, None
+            pairs.qids, pairs.docnos = list(map(str, qids)), list(map(str, docnos))
+            pairs.queries, pairs.docs = None, None
             pairs.__dict__.update(arrays)
-            pairs.fingerprint = fingerprint(pairs.qids, pairs.docnos, *arrays.values())
+            with tempfile.TemporaryDirectory() as folder:   # the same pairs have one fingerprint, there and here
+                _write(Path(folder), qids, docnos, arrays)
+                pairs.fingerprint = _fingerprint(Path(folder))
             return pairs
         with atomic_dir(path) as part:
-            StringArray.write(part / 'qids', map(str, qids))
-            StringArray.write(part / 'docnos', map(str, docnos))
-            for name, values in arrays.items():
-                np.save(part / f'{name}.npy', values, allow_pickle=False)
+            _write(part, qids, docnos, arrays)
             if run is not None:
                 write_json(part / 'run.json', run)
             write_meta(part)
@@ -165,6 +167,13 @@ class ScoredPairs(OnDisk, pt.Artifact):
 
     def __repr__(self) -> str:
         return f'ScoredPairs({len(self):,} pairs of {self.n_queries:,} queries)'
+
+
+def _write(part: Path, qids: Sequence[str], docnos: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+    StringArray.write(part / 'qids', map(str, qids))
+    StringArray.write(part / 'docnos', map(str, docnos))
+    for name, values in arrays.items():
+        np.save(part / f'{name}.npy', values, allow_pickle=False)
 
 
 def write_meta(part: Path) -> None:

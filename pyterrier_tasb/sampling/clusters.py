@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyterrier as pt
@@ -46,6 +47,7 @@ class QueryClusters(pt.Artifact):
     """
 
     ARTIFACT_TYPE, ARTIFACT_FORMAT, ARTIFACT_PACKAGE_HINT = 'query_clusters', 'np', 'pyterrier-tasb'
+    path: Any = pt.Artifact.NO_PATH   # in memory
 
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(str(path))

@@ -15,12 +15,17 @@ from ..pairs.checks import check_same, first
 from ..sampling import BatchPlan
 from ..texts import TextStore
 from .scorer import ScorerTeacher, scores_of
+from .weighted import WeightedSum
 
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
 
 
-def in_batch_teacher_of(teacher: Any) -> Any:  # noqa: ANN401
+def in_batch_teacher_of(teacher: Any, text_field: str = 'text') -> Any:  # noqa: ANN401
     """What can be bound, of whatever a user names: a checkpoint's name is loaded.
+
+    Args:
+        teacher: What the user names.
+        text_field: The column that scorers read.
 
     Raises:
         ValueError: It cannot teach, or there is no such checkpoint.
@@ -28,16 +33,18 @@ def in_batch_teacher_of(teacher: Any) -> Any:  # noqa: ANN401
     if isinstance(teacher, (str, os.PathLike)):
         from .late_interaction import LateInteraction
         return LateInteraction(teacher)
+    if isinstance(teacher, WeightedSum):
+        return WeightedSum([(weight, in_batch_teacher_of(some, text_field)) for weight, some in teacher.teachers])
     if hasattr(teacher, 'of_plan') or hasattr(teacher, 'bind'):
         return teacher
     if isinstance(teacher, pt.Transformer):
-        return ScorerTeacher(teacher)
+        return ScorerTeacher(teacher, text_field)
     raise ValueError(f'in_batch_teacher={teacher!r} cannot teach: give a LateInteraction, a checkpoint\'s name, a '
                      'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
 
 
 def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,  # noqa: ANN401
-                          plan: BatchPlan, steps: int | None = None) -> Any:  # noqa: ANN401
+                          plan: BatchPlan, steps: int | None = None, text_field: str = 'text') -> Any:  # noqa: ANN401
     """Tie an in-batch teacher to the texts of a run.
 
     Args:
@@ -47,6 +54,7 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
         cache_dir: Where the teacher may keep what it computes.
         plan: The batches that will be asked.
         steps: How many of them.
+        text_field: The column that scorers read.
 
     Returns:
         A function of (query rows, document rows), or the stored scores of the plan, indexed by step.
@@ -54,7 +62,7 @@ def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cac
     Raises:
         ValueError: It is none of these, or the stored scores are of another plan.
     """
-    teacher = in_batch_teacher_of(teacher)
+    teacher = in_batch_teacher_of(teacher, text_field)
     if hasattr(teacher, 'of_plan'):
         return teacher.of_plan(plan, steps, queries, docs)
     return teacher.bind(queries, docs, cache_dir)

@@ -270,7 +270,7 @@ class LateInteraction(pt.Estimator):
             ValueError: There is nothing to learn from; see :meth:`TasBalanced.fit`.
         """
         from .label_training import fit_on_labels
-        self._module, self._shared = owned(self, self._module), False
+        self._module, self._shared = owned(self, self.module), False
         with work_directory(work_dir, resume=resume) as folder:
             self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
                                         folder, resume, work_dir is not None)

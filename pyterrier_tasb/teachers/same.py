@@ -10,6 +10,7 @@ import pyterrier as pt
 
 from .._files import read_json, write_json
 from ..pairs.checks import check_same
+from .scorer import scores_of
 
 if TYPE_CHECKING:
     from ..pairs.examples import Examples
@@ -29,9 +30,9 @@ def check_pairs(examples: Examples, teacher: pt.Transformer, place: Path, name: 
     scores = []
     for docs in (pairs.pos[some], pairs.neg[some]):
         frame = pd.DataFrame({
-            'qid': [f'{i}' for i in some], 'query': examples.queries.take(query),
+            'qid': [str(pairs.qids[int(row)]) for row in query], 'query': examples.queries.take(query),
             'docno': [str(pairs.docnos[int(doc)]) for doc in docs], text_field: examples.docs.take(docs)})
-        scores.append(teacher(frame).set_index('qid')['score'].reindex(frame['qid']).to_numpy(dtype=float))
+        scores.append(scores_of(teacher(frame.drop_duplicates(['qid', 'docno'])), frame))
     check_same(pairs.margin[some], scores[0] - scores[1], place, 'margins', name)
 
 

@@ -83,7 +83,7 @@ class _Steps(Dataset):
                     f'{error} (in the in-batch teacher, which shares the GPU with the student: store its scores first, '
                     'TeacherScores.build, or give it another device=)') from error
         self._made.clear()   # those after it may have failed as well
-        return step, self.again(step)
+        return self[step]
 
     def _made_ahead(self, step: int) -> Any:  # noqa: ANN401
         for number in range(step, min(step + 1 + self.ahead * self.stride, self.n_batches), self.stride):
