@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from io import RawIOBase
 from pathlib import Path
@@ -25,7 +25,7 @@ _REMEDIES = {errno.ENOSPC: 'make room', errno.EDQUOT: 'make room', errno.EFBIG: 
 _OF_LIBRARIES = {'disk is full': errno.ENOSPC, 'No space left': errno.ENOSPC, 'PytorchStreamWriter': errno.ENOSPC,
                  'inline_container': errno.ENOSPC, 'requested and': errno.ENOSPC, 'readonly database': errno.EROFS,
                  'Read-only file system': errno.EROFS, 'unable to open database': errno.EROFS}
-_NEW, _OLD = '.tmp', '.old'   # of directories on their way in and out
+_NEW, _OLD = '.tmp', '.old'   # of what is on its way in and out
 _HERE, _SWAP = -100, 2   # AT_FDCWD, RENAME_EXCHANGE
 _NOTHING = 1 << 20   # bytes free on a disk that is full for whoever writes weights
 
@@ -43,7 +43,8 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place when the block ends well, else remove it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    _remove_leftovers(path)
+    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.{_owner()}.', suffix=_NEW, dir=path.parent)
     os.close(fd)
     part = Path(name)
     try:
@@ -92,6 +93,16 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
             move_into_place(part, path, overwrite=overwrite)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def unless_made(path: Path) -> Iterator[None]:
+    """Whoever makes `path` may be overtaken by another process, which has made the same."""
+    try:
+        yield
+    except OSError:
+        if not path.exists():
+            raise
 
 
 def move_into_place(part: Path, path: Path, *, overwrite: bool = False) -> None:
@@ -144,7 +155,8 @@ def _remove_leftovers(path: Path) -> None:
             continue
         if left.suffix == _OLD and not path.exists() and (left / path.name).exists():
             os.replace(left / path.name, path)
-        shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            _remove(left)
 
 
 def _is_alive(pid: int) -> bool:

@@ -67,10 +67,13 @@ class Fit:
         folder: The work directory.
         resume: Whether products and checkpoints of an earlier call may be there.
         kept: Whether the work directory is there after the call, for messages.
+        processes: Of the run; None takes those that are there.
     """
 
-    def __init__(self, student: TasBalanced, folder: Path, *, resume: bool, kept: bool = True) -> None:
+    def __init__(self, student: TasBalanced, folder: Path, *, resume: bool, kept: bool = True,
+                 processes: int | None = None) -> None:
         self.student, self.folder, self.resume = student, folder, resume
+        self.processes = processes or world_size()
         self.training = student.training
         self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
         self.validation: str | None = None   # a fingerprint of the validation data
@@ -154,7 +157,11 @@ class Fit:
     @property
     def _n_batches(self) -> int:
         """Batches that the run draws, on all processes together."""
-        return self.training.steps * self.training.accumulation * world_size()
+        return self.training.steps * self._batches_a_step
+
+    @property
+    def _batches_a_step(self) -> int:
+        return self.training.accumulation * self.processes
 
     @property
     def _scores_needed(self) -> bool:
@@ -303,7 +310,8 @@ class Fit:
         training, pairs, plan = self.training, examples.pairs, self.plan(examples, clusters)
         claim(self.folder, 'training', {
             'plan': plan.fingerprint, 'queries': examples.queries.fingerprint, 'docs': examples.docs.fingerprint,
-            'validation': self.validation, 'in_batch_teacher': self.report['in_batch_teacher']}, 'training.json')
+            'validation': self.validation, 'in_batch_teacher': self.report['in_batch_teacher'],
+            'batches a step': self._batches_a_step}, 'training.json')
         teacher = None
         if self._in_batch_teacher_asked:
             teacher = bind_in_batch_teacher(self.student.in_batch_teacher, examples.queries, examples.docs,

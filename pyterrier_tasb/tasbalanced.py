@@ -285,11 +285,19 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         return self
 
     def batch_plan(self, topics_or_res: pd.DataFrame | None = None, qrels: pd.DataFrame | None = None, *,
-                   pairs: ScoredPairs | Iterable | None = None,
-                   work_dir: str | os.PathLike) -> tuple[BatchPlan, TextStore, TextStore]:
+                   pairs: ScoredPairs | Iterable | None = None, work_dir: str | os.PathLike,
+                   processes: int | None = None) -> tuple[BatchPlan, TextStore, TextStore]:
         """The batches that :meth:`fit` with the same arguments takes, and the texts that their rows name.
 
         For :meth:`TeacherScores.build`, on this machine or on several.
+
+        Args:
+            topics_or_res: As for :meth:`fit`.
+            qrels: As for :meth:`fit`.
+            pairs: As for :meth:`fit`.
+            work_dir: As for :meth:`fit`, which finds there what this makes.
+            processes: Of the distributed run that will take the plan; None takes those of this one. They draw more
+                batches, and the number of query clusters depends on that where `Training(clusters=…)` does not say it.
 
         Returns:
             The plan, the texts of its query rows and the texts of its document rows.
@@ -300,7 +308,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         from .fitting import Fit
         from .training.state import main_process_first
         with work_directory(work_dir) as folder:
-            fit = Fit(self, folder, resume=True)
+            fit = Fit(self, folder, resume=True, processes=processes)
             with main_process_first(self.device):
                 examples = fit.examples(topics_or_res, qrels, pairs)
                 return fit.plan(examples, fit.clusters(examples)), examples.queries, examples.docs

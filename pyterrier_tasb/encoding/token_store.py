@@ -12,7 +12,7 @@ import numpy as np
 import pyterrier as pt
 from transformers import PreTrainedTokenizerBase
 
-from .._files import OnDisk, atomic_dir, differences, fingerprint, read_json, write_json
+from .._files import OnDisk, atomic_dir, differences, fingerprint, read_json, unless_made, write_json
 from .._locks import LOCK, locked
 from .._threads import in_order
 from ..texts import TextRows, TextStore
@@ -185,16 +185,12 @@ def _begun(path: Path, key: dict[str, Any], dtype: str) -> dict[str, Any]:
     if not meta:
         if path.exists():
             raise ValueError(f'{path} holds other files and no token store: give another path')
-        meta = {'key': key, 'dtype': dtype, 'rows': 0, 'tokens': 0, 'checksums': [], 'complete': False}
-        try:
-            with atomic_dir(path) as part:
-                (part / _IDS).touch()
-                np.zeros(1, dtype=np.int64).tofile(part / _OFFSETS)
-                write_json(part / _META, meta)
-        except OSError:   # another process may have made it meanwhile
-            meta = _read_meta(path)
-            if not meta:
-                raise
+        with unless_made(path), atomic_dir(path) as part:
+            (part / _IDS).touch()
+            np.zeros(1, dtype=np.int64).tofile(part / _OFFSETS)
+            write_json(part / _META, {'key': key, 'dtype': dtype, 'rows': 0, 'tokens': 0, 'checksums': [],
+                                      'complete': False})
+        meta = _read_meta(path)
     if meta['key'] != key:
         raise ValueError(f'{path} holds the tokens of another call: {differences(meta["key"], key)}. Give another '
                          'path, or delete this one')

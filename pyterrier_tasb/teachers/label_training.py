@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from .._files import claim, fingerprint
+from .._locks import world_size
 from ..encoding.precision import check_trains
 from ..encoding.transfer import moved
 from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
@@ -47,7 +48,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                                **data, 'validation': of_validation, 'weights': weights, 'lengths': lengths,
                                'normalize': teacher.normalize, 'scale': teacher.scale,
                                'tokenizer': teacher.module.encoder.tokenizer_fingerprint, 'amp': teacher.amp,
-                               **training.deciding()}))
+                               'batches a step': training.accumulation * world_size(), **training.deciding()}))
         batches = LabelledBatches(teacher, examples, BatchPlan(
             examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed), folder)
     teacher._unfinished = begun

@@ -10,7 +10,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, check_unharmed, differences, file_fingerprint, fingerprint, read_json, write_json
+from .._files import (
+    atomic_dir,
+    check_unharmed,
+    differences,
+    file_fingerprint,
+    fingerprint,
+    read_json,
+    unless_made,
+    write_json,
+)
 from .._locks import LOCK, locked
 from ..pairs.checks import check_same, name_of
 from ..sampling import BatchPlan
@@ -75,7 +84,7 @@ class TeacherScores(pt.Artifact):
         key = {'plan': plan.fingerprint, 'texts': _texts(plan, first, queries, docs), 'teacher': name_of(teacher),
                'batch_size': plan.batch_size, 'first': first, 'last': last}
         if not path.exists():
-            with atomic_dir(path) as part:
+            with unless_made(path), atomic_dir(path) as part:
                 (part / _SCORES).touch()
                 write_json(part / _STATE, {**key, 'done': first, 'checksum': 0})
         _check(path, key)
@@ -103,6 +112,9 @@ class TeacherScores(pt.Artifact):
         for before, after in zip(parts, parts[1:]):
             if (before.plan_fingerprint, before.teacher) != (after.plan_fingerprint, after.teacher):
                 raise ValueError(f'{before} and {after} are of different plans or teachers')
+            if before.last > after.first:
+                raise ValueError(f'batches {after.first} to {min(before.last, after.last)} are in {before} and in '
+                                 f'{after}: give each once')
             if before.last != after.first:
                 raise ValueError(f'batches {before.last} to {after.first} are missing between {before} and {after}')
         key = {'plan': parts[0].plan_fingerprint, 'texts': parts[0].texts, 'teacher': parts[0].teacher,
@@ -132,7 +144,8 @@ class TeacherScores(pt.Artifact):
         """
         if plan.fingerprint != self.plan_fingerprint:
             raise ValueError(f'{self} are of another plan ({self.plan_fingerprint}, not {plan.fingerprint}): pairs, '
-                             'clusters, sampling, batch size and seed must be those that were scored')
+                             'clusters, sampling, batch size and seed must be those that were scored; the number of '
+                             'clusters depends on the run\'s processes, batch_plan(processes=…)')
         if self.first or (steps is not None and self.last < steps):
             raise ValueError(f'{self} have batches {self.first} to {self.last}, the run takes 0 to {steps}: score the '
                              'rest, and TeacherScores.join the slices')

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .._files import atomic_dir, read_json, write_at, write_json
+from .._files import atomic_dir, read_json, unless_made, write_at, write_json
 
 _VECTORS, _CHECKS = 'vectors.f2', 'checks.u4'
 
@@ -36,14 +36,10 @@ class TokenVectors:
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         shape = (int(self.offsets[-1]), dim)
         if not self.path.exists():
-            try:
-                with atomic_dir(self.path) as part:
-                    _sparse(part / _VECTORS, 2 * shape[0] * dim)   # takes room as it fills
-                    np.zeros(len(self.lengths), dtype=np.uint32).tofile(part / _CHECKS)
-                    write_json(part / 'meta.json', {'key': key, 'shape': list(shape)})
-            except OSError:
-                if not self.path.exists():   # another process may have made it meanwhile
-                    raise
+            with unless_made(self.path), atomic_dir(self.path) as part:
+                _sparse(part / _VECTORS, 2 * shape[0] * dim)   # takes room as it fills
+                np.zeros(len(self.lengths), dtype=np.uint32).tofile(part / _CHECKS)
+                write_json(part / 'meta.json', {'key': key, 'shape': list(shape)})
         meta = read_json(self.path / 'meta.json')
         if meta != {'key': key, 'shape': list(shape)}:
             raise ValueError(f'{self.path} holds vectors of another teacher or other texts ({meta}, now {key}, '

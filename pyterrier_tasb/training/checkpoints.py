@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from .._files import add_file, atomic_dir, read_json, write_json
 from .._locks import rank
 
-_COMPLETE, _START, _WEIGHTS = 'complete.json', 'start', 'model.safetensors'
-_FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', 'trainer_state.json'])   # of every checkpoint
+_COMPLETE, _START, _WEIGHTS, _STATE = 'complete.json', 'start', 'model.safetensors', 'trainer_state.json'
+_FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', _STATE])   # of every checkpoint
 
 
 def _sha256(file: Path) -> str:
@@ -47,14 +47,28 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
+def rotate(output_dir: Path) -> None:
+    """Remove all but the two newest checkpoints and the best ones they remember, without which they are nothing."""
+    newest = sorted(found_in(output_dir), key=number)[-2:]
+    kept = {*newest, *(_best(folder) for folder in newest if (folder / _COMPLETE).exists())}
+    for folder in found_in(output_dir):
+        if folder not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def found_in(output_dir: Path) -> list[Path]:
     """All that are there, whole or not."""
     return [folder for folder in output_dir.glob('checkpoint-*') if number(folder) >= 0]
 
 
+def log_of(checkpoint: Path) -> list[dict[str, float]]:
+    """What was logged until then."""
+    return read_json(checkpoint / _STATE)['log_history']
+
+
 def _best(checkpoint: Path) -> Path:
     """The checkpoint of the best step until then, itself where no validation says otherwise."""
-    step = read_json(checkpoint / 'trainer_state.json').get('best_global_step')
+    step = read_json(checkpoint / _STATE).get('best_global_step')
     return checkpoint.with_name(f'checkpoint-{step}') if step else checkpoint
 
 

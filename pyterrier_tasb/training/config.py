@@ -18,7 +18,7 @@ _AT_LEAST_ONE = ('steps', 'batch_size', 'accumulation', 'clusters_per_batch', 'n
 _POSITIVE = ('learning_rate', 'scale')
 _NOT_NEGATIVE = ('weight_decay', 'max_grad_norm', 'pairwise_weight', 'in_batch_weight', 'size_power',
                  'positive_bonus', 'seed', 'patience_from')
-_BESIDE = ('report_to', 'log_every', 'save_every')
+_BESIDE = ('report_to', 'log_every', 'save_every', 'accumulation')
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,10 @@ class Training:
         return asdict(self)
 
     def deciding(self) -> dict[str, Any]:
-        """Fields that trained weights depend on, {'Training.steps': 20000, …}; a run may go on with others changed."""
+        """Fields that trained weights depend on, {'Training.steps': 20000, …}; a run may go on with others changed.
+
+        Of `accumulation` they depend by the batches a step takes: N processes may go on with what one accumulated.
+        """
         return {f'Training.{name}': value for name, value in self.to_dict().items() if name not in _BESIDE}
 
     @property

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pyterrier as pt
 import torch
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -324,7 +325,10 @@ class _Trainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
         self.read_losses()
-        metrics = {f'eval_{name}': value for name, value in self.validate().items()}
+        values = self.validate()
+        if self.args.world_size > 1:   # all stop by the first one's: on two GPUs the last digit may differ
+            values, = broadcast_object_list([values])
+        metrics = {f'eval_{name}': value for name, value in values.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -349,6 +353,7 @@ class _Trainer(Trainer):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             checkpoints.seal(Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}')
+            checkpoints.rotate(Path(self.args.output_dir))   # not before: until then the earlier ones are all there is
 
 
 def _seed(seed: int, device: torch.device) -> None:
@@ -374,7 +379,7 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
         weight_decay=training.weight_decay, max_grad_norm=training.max_grad_norm, optim='adamw_torch_fused',
         seed=training.seed % 2**32, use_cpu=device.type == 'cpu', disable_tqdm=True, remove_unused_columns=False,
         logging_steps=training.log_every, logging_nan_inf_filter=False, report_to=training.report_to,
-        save_strategy='steps', save_steps=save_every, save_total_limit=2, ignore_data_skip=True,
+        save_strategy='steps', save_steps=save_every, ignore_data_skip=True,
         eval_strategy='steps' if has_validation else 'no', eval_steps=training.validation_interval,
         load_best_model_at_end=has_validation, greater_is_better=True,
         metric_for_best_model=f'eval_{training.measure}' if has_validation else None,
@@ -385,21 +390,27 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
 
 def _callbacks(training: Training, has_validation: bool, progress: _Progress) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [progress]
-    if has_validation and training.patience is not None:
+    if has_validation:
         callbacks.append(_Patience(training))
     return callbacks
 
 
+def _is_over(training: Training, step: int, log: list[dict[str, float]]) -> bool:
+    """Whether validations without gain are enough; by the log alone, so that resumed runs end where whole ones do."""
+    values = [entry[f'eval_{training.measure}'] for entry in log if f'eval_{training.measure}' in entry]
+    if training.patience is None or not values:
+        return False
+    return len(values) - 1 - values.index(max(values)) >= training.patience and step >= training.patience_from
+
+
 class _Patience(TrainerCallback):
-    """Early stopping, by the log alone, so that a resumed run stops where an uninterrupted one does."""
+    """Early stopping."""
 
     def __init__(self, training: Training) -> None:
-        self.training, self.measure = training, f'eval_{training.measure}'
+        self.training = training
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
-        values = [entry[self.measure] for entry in state.log_history if self.measure in entry]
-        waited = len(values) - 1 - values.index(max(values))
-        if waited >= self.training.patience and state.global_step >= self.training.patience_from:
+        if _is_over(self.training, state.global_step, state.log_history):
             control.should_training_stop = True
 
 
@@ -468,16 +479,19 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     if checkpoint is None:
         checkpoints.begin(module, output_dir, resume=resume)
     start = checkpoints.number(checkpoint) if checkpoint else 0
+    over = bool(checkpoint and validate) and _is_over(training, start, checkpoints.log_of(checkpoint))
     progress = _Progress(desc)
     # also where the caller wants no gradients, as who encodes and trains in one block does
     with _turn(desc), untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
-                           [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,
-                           save_memory)
+                           [*_callbacks(training, validate is not None, progress), *extra_callbacks],
+                           training.steps if over else start, save_memory)
         trainer.remove_callback(PrinterCallback)
         if checkpoint:
-            then = _describe(batches[trainer.first_batch], 'next batch: ') if start < training.steps else ''
+            then = ', where it had stopped early' if over else ''
+            if not over and start < training.steps:
+                then = _describe(batches[trainer.first_batch], 'next batch: ')
             say(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
                 f'{training.learning_rate * training.rate_at(start):.3g}{then}')
         try:
