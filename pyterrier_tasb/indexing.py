@@ -18,6 +18,7 @@ from npids import Lookup
 from npids.codecs import FwdFixedBytes
 
 from ._files import fingerprint, move_into_place, read_json, write_json
+from ._interrupts import take_ctrl_c
 from ._locks import LOCK, locked
 from ._progress import say
 from ._threads import in_order
@@ -61,6 +62,7 @@ def build_index(corpus: Corpus, path: str | os.PathLike, tokenise: Callable[[int
     batches = peekable(_batches(corpus, text_field, batch_size, key))
     if not batches:
         raise ValueError('the corpus has no documents: nothing was indexed')
+    take_ctrl_c()
     with locked(folder):
         part = _Part(folder)
         try:

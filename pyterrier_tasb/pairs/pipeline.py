@@ -13,6 +13,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import atomic_file, claim, fingerprint
+from .._interrupts import take_ctrl_c
 from .._locks import LOCK, locked
 from .checks import check_distinct, check_qrels, check_same, check_scores, check_topics_or_results, name_of
 from .results import check_pairs, from_frame, pairs_frame
@@ -60,6 +61,7 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         parts = []
         for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
             file = folder / f'{start:09d}.npz'
+            take_ctrl_c()   # the pipeline may have started Java
             if not file.exists():
                 write_chunk(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
             parts.append(read_chunk(file))

@@ -20,6 +20,7 @@ from .._files import (
     unless_made,
     write_json,
 )
+from .._interrupts import take_ctrl_c
 from .._locks import LOCK, locked
 from ..pairs.checks import check_same, name_of
 from ..sampling import BatchPlan
@@ -60,7 +61,8 @@ class TeacherScores(pt.Artifact):
 
     @classmethod
     def build(cls, path: str | os.PathLike, teacher: Any, plan: BatchPlan, queries: TextStore,  # noqa: ANN401
-              docs: TextStore, *, steps: int | None = None, first: int = 0, last: int | None = None) -> TeacherScores:
+              docs: TextStore, *, steps: int | None = None, first: int = 0, last: int | None = None,
+              text_field: str = 'text') -> TeacherScores:
         """Score batches `first` to `last` of a plan; an interrupted call goes on where it stopped.
 
         Args:
@@ -72,6 +74,7 @@ class TeacherScores(pt.Artifact):
             steps: Batches 0 to `steps`; the same as `last=steps`.
             first: First batch of a slice.
             last: One after its last batch.
+            text_field: The column that a scorer reads.
 
         Raises:
             ValueError: No steps are named, `path` has scores of another plan, of other texts, another teacher (the
@@ -88,7 +91,7 @@ class TeacherScores(pt.Artifact):
                 (part / _SCORES).touch()
                 write_json(part / _STATE, {**key, 'done': first, 'checksum': 0})
         _check(path, key)
-        bound = bind_in_batch_teacher(teacher, queries, docs, path, plan)
+        bound = bind_in_batch_teacher(teacher, queries, docs, path, plan, text_field=text_field)
         if not (path / 'pt_meta.json').exists():
             with locked(path):
                 if not (path / 'pt_meta.json').exists():   # another process may have finished meanwhile
@@ -179,6 +182,7 @@ def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None
     """Append batch by batch, from the last one that was saved on."""
     first, last, state = key['first'], key['last'], read_json(path / _STATE, needs=['done', 'checksum'])
     start, checksum = state['done'], state['checksum']
+    take_ctrl_c()
     with open(path / _SCORES, 'r+b') as out:
         if _checksum(out, (start - first) * 4 * plan.batch_size ** 2) != checksum:
             raise ValueError(f'{path / _SCORES} is damaged: scores that were saved are not there; delete {path} and '

@@ -21,6 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
 from .._files import fingerprint
+from .._interrupts import take_ctrl_c
 from .._locks import rank
 from .._progress import say
 from ..encoding.precision import check_trains
@@ -494,6 +495,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                 then = _describe(batches[trainer.first_batch], 'next batch: ')
             say(f'{desc}: resumed at step {start} of {training.steps}, learning rate '
                 f'{training.learning_rate * training.rate_at(start):.3g}{then}')
+        take_ctrl_c()
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.read_losses()
