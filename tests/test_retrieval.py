@@ -56,6 +56,17 @@ def test_search_is_exact(tmp_path):
         assert group['rank'].tolist() == list(range(len(SOME)))
 
 
+def test_one_result_is_values(tmp_path):
+    index = built(SOME, tmp_path / 'index.flex')
+    many = build_retriever(QUERIES, index)
+    expected = (many % 1)(TOPICS)
+    for found in (build_retriever(QUERIES, index, num_results=1)(TOPICS), (many % 1).compile()(TOPICS)):
+        pd.testing.assert_frame_equal(found[expected.columns], expected.reset_index(drop=True), check_dtype=False)
+        assert all(isinstance(docno, str) for docno in found['docno']) and found['rank'].tolist() == [0, 0]
+    one = built(SOME[:1], tmp_path / 'one.flex')
+    assert build_retriever(QUERIES, one)(TOPICS)['docno'].tolist() == ['d0', 'd0']
+
+
 def test_results_leave_out_docid_and_vectors(tmp_path):
     found = results(built(SOME, tmp_path / 'index.flex'))
     assert set(found) == {'qid', 'query', 'docno', 'score', 'rank'}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from ir_measures import RR, nDCG
 
-from pyterrier_tasb import LateInteraction, QueryClusters, ScoredPairs, TasBalanced, TextStore, Training
+from pyterrier_tasb import LateInteraction, QueryClusters, ScoredPairs, TasBalanced, TextStore, Training, WeightedSum
 from pyterrier_tasb._files import read_json
 from pyterrier_tasb.encoding import encoder, token_store, tokenise
 from pyterrier_tasb.encoding.encoder import weights_fingerprint
@@ -459,6 +459,97 @@ def test_positives_that_candidates_lack_are_judged_all_the_same(tiny_bert_dir, t
     query = list(examples.pairs.qids).index('q3')
     docs = np.array([rows['d3a'], rows['d4a'], rows['d5a']])
     assert judged(np.array([query]), docs).tolist() == [[True, True, False]]
+
+
+@pytest.mark.parametrize('with_texts', [False, True])
+def test_what_is_judged_counts_beside_given_pairs(tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus,
+                                                  tmp_path, with_texts):
+    from pyterrier_tasb.fitting import Fit
+    qrels = pd.concat([toy_qrels, pd.DataFrame([{'qid': 'q3', 'docno': 'd4a', 'label': 1}])])
+    lacking = toy_results[~((toy_results['qid'] == 'q3') & (toy_results['docno'] == 'd4a'))]
+    pairs = ScoredPairs.from_results(lacking, toy_qrels)
+    if with_texts:
+        pairs.queries, pairs.docs = (TextStore.build(tmp_path / name, texts) for name, texts in (
+            ('queries', toy_topics.set_index('qid').loc[pairs.qids, 'query'].items()),
+            ('docs', pd.DataFrame(toy_corpus).set_index('docno').loc[pairs.docnos, 'text'].items())))
+    tasb = TasBalanced(tiny_bert_dir, corpus=TextStore.build(tmp_path / 'texts', (
+        (doc['docno'], doc['text']) for doc in toy_corpus)), training=FAST)
+    fit = Fit(tasb, tmp_path / 'work', resume=False)
+    query, doc = fit.examples(toy_topics, qrels, pairs).judged()
+    judged = {(pairs.qids[int(i)], pairs.docnos[int(j)]) for i, j in zip(query, doc)}
+    assert judged == {(qid, docno) for qid, docno, label in qrels.itertuples(index=False)
+                      if label > 0 and qid in pairs.qids and docno in pairs.docnos} and ('q3', 'd4a') in judged
+    with pytest.raises(ValueError, match='qrels .*there'):
+        Fit(tasb, tmp_path / 'work', resume=True).examples(toy_topics, toy_qrels, pairs)
+    with pytest.raises(ValueError, match='qrels must be a DataFrame'):
+        tasb.fit(toy_topics, 'qrels', pairs=pairs)
+
+
+class _Lookup(pt.Transformer):
+    """Scores that are looked up by the run's own ids."""
+
+    def __init__(self, scores):
+        self.scores = scores.set_index(['qid', 'docno'])['score'].to_dict()
+
+    def transform(self, inp):
+        return inp.assign(score=[self.scores.get(ids, 0.0) for ids in zip(inp['qid'], inp['docno'])])
+
+    def __repr__(self):
+        return 'Lookup()'
+
+
+def test_a_teacher_that_looks_up_by_ids_goes_on(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    for resume in False, True:
+        tasb = TasBalanced(tiny_bert_dir, pairwise_teacher=_Lookup(toy_results), training=FAST)
+        tasb.fit(toy_results, toy_qrels, work_dir=tmp_path, resume=resume)
+
+
+@pytest.mark.parametrize('make', [lambda scorer, model: scorer, lambda scorer, model: WeightedSum([(1.0, scorer)]),
+                                  lambda scorer, model: TasBalanced(model, text_field='body')],
+                         ids=['scorer', 'sum', 'encoder'])
+def test_an_in_batch_teacher_reads_the_students_column(tiny_bert_dir, toy_results, toy_qrels, make):
+    teacher = make(pt.apply.doc_score(lambda row: len(row['body'])), tiny_bert_dir)
+    tasb = TasBalanced(tiny_bert_dir, text_field='body', in_batch_teacher=teacher, training=FAST)
+    assert tasb.fit(toy_results.rename(columns={'text': 'body'}), toy_qrels).record['steps'] == FAST.steps
+
+
+def test_several_texts_of_one_document_are_said(tasb, toy_results, toy_qrels):
+    by_query = toy_results.assign(text=toy_results['text'] + ' ' + toy_results['query'])
+    with pytest.warns(UserWarning, match=r'\d+ documents of the training results have more than one text'):
+        tasb.fit(by_query, toy_qrels)
+
+
+def test_stages_of_other_columns_are_others(tasb, toy_results):
+    other = pt.inspect.transformer_apply_attributes(tasb.text_scorer(), text_field='body')
+    found = other(toy_results.rename(columns={'text': 'body'}))
+    assert found['score'].tolist() == tasb.text_scorer()(toy_results)['score'].tolist()
+    assert other != tasb.text_scorer() == tasb.text_scorer()
+    docs = pt.inspect.transformer_apply_attributes(tasb.doc_encoder(), text_field='body')
+    assert docs != tasb.doc_encoder()
+
+
+def test_a_plan_is_that_of_as_many_processes(tiny_bert_dir, toy_results, toy_qrels, tmp_path, monkeypatch):
+    from pyterrier_tasb.sampling import clusters
+    monkeypatch.setattr(clusters, '_QUERIES_PER_CLUSTER', 10)
+
+    def plan(name, accumulation=1, **options):
+        training = Training(steps=20, batch_size=4, accumulation=accumulation)
+        return TasBalanced(tiny_bert_dir, training=training).batch_plan(
+            toy_results, toy_qrels, work_dir=tmp_path / name, **options)[0].fingerprint
+    assert plan('two', processes=2) == plan('accumulated', accumulation=2) != plan('one')
+
+
+def test_a_file_is_no_work_directory(tasb, toy_results, toy_qrels, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(ValueError, match='is a file: name a directory'):
+        tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'file')
+
+
+def test_a_plan_may_be_made_where_training_cannot_be(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    tasb = TasBalanced(tiny_bert_dir, training=FAST, amp='fp16', device='cpu')
+    tasb.batch_plan(toy_results, toy_qrels, work_dir=tmp_path / 'plan')
+    with pytest.raises(ValueError, match='fp16'):
+        tasb.fit(toy_results, toy_qrels)
 
 
 def test_the_record_names_who_taught(tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus, tmp_path):

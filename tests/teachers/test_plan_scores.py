@@ -142,6 +142,8 @@ def test_slices_that_do_not_fit_are_not_joined(plan, pairs, stores, tmp_path):
     start = build('start', 0, 5)
     other_plan = BatchPlan(pairs, sampling='random', batch_size=B, seed=3)
     for part, message in ((build('gap', 7, 9), 'batches 5 to 7 are missing'),
+                          (start, 'batches 0 to 5 are in .* and in .*: give each once'),
+                          (build('overlap', 3, 9), 'batches 3 to 5 are in .* and in '),
                           (build('teacher', 5, 9, 'Other'), 'different plans or teachers'),
                           (build('plan', 5, 9, of=other_plan), 'different plans or teachers')):
         with pytest.raises(ValueError, match=message):
@@ -149,6 +151,16 @@ def test_slices_that_do_not_fit_are_not_joined(plan, pairs, stores, tmp_path):
     with pytest.raises(ValueError, match='no slices'):
         TeacherScores.join([], tmp_path / 'joined')
     assert not (tmp_path / 'joined').exists()
+
+
+def test_a_build_that_another_process_has_begun_goes_on(plan, stores, tmp_path, monkeypatch):
+    def overtaken(path):
+        TeacherScores.build(tmp_path / 'theirs', Table(), plan, *stores, steps=STEPS)
+        (tmp_path / 'theirs').rename(path)
+        raise OSError('Directory not empty')
+    make = plan_scores.atomic_dir
+    monkeypatch.setattr(plan_scores, 'atomic_dir', lambda path: (make if path.name == 'theirs' else overtaken)(path))
+    assert_equals_live(TeacherScores.build(tmp_path / 'ours', Table(), plan, *stores, steps=STEPS), plan)
 
 
 def test_a_batch_outside_a_slice_is_an_index_error(plan, stores, tmp_path):

@@ -265,6 +265,22 @@ def test_scorers_and_teachers_are_bound(stores, plan, tmp_path, make):
     np.testing.assert_array_equal(found, expected(length)[np.ix_(*ROWS)])
 
 
+@pytest.mark.parametrize('make', [lambda scorer: scorer, lambda scorer: WeightedSum([(.5, scorer), (.5, scorer)])],
+                         ids=['transformer', 'sum'])
+def test_scorers_read_the_column_that_the_student_reads(stores, plan, tmp_path, make):
+    scorer = pt.apply.doc_score(lambda row: length(row['query'], row['body']))
+    found = bind_in_batch_teacher(make(scorer), *stores, tmp_path, plan, text_field='body')(*ROWS)
+    np.testing.assert_array_equal(found, expected(length)[np.ix_(*ROWS)])
+
+
+def test_a_sum_scores_repeated_rows_alike(frame):
+    class Shuffled(pt.Transformer):
+        def transform(self, inp):
+            return words()(inp).iloc[::-1]
+    total = WeightedSum([(2.0, Shuffled())])
+    assert total(pd.concat([frame, frame]))['score'].tolist() == total(frame)['score'].tolist() * 2
+
+
 def test_a_checkpoints_name_is_a_late_interaction_teacher(stores, plan, tmp_path, tiny_bert_dir):
     found = bind_in_batch_teacher(tiny_bert_dir, *stores, tmp_path, plan)(*ROWS)
     own = LateInteraction(tiny_bert_dir).bind(*stores)(*ROWS)

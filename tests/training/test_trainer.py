@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from pyterrier_tasb import Training
 from pyterrier_tasb._files import read_json
-from pyterrier_tasb.training import trainer
+from pyterrier_tasb.training import checkpoints, trainer
 from pyterrier_tasb.training.checkpoints import newest_checkpoint
 from pyterrier_tasb.training.trainer import NotFiniteError, train
 
@@ -558,3 +558,52 @@ def test_checkpoints_hold_no_pickled_generator_states(tmp_path):
     run(tmp_path)
     sums = read_json(tmp_path / 'checkpoint-10' / 'complete.json')
     assert 'model.safetensors' in sums and not [name for name in sums if name.startswith('rng_state')]
+
+
+@pytest.mark.parametrize('values', [[.5, .4, .6, .1, .1], [.5, .4, .3, .1, .1]], ids=['new best', 'old best'])
+def test_a_run_that_ends_before_its_checkpoint_is_whole_goes_on_from_the_one_before(tmp_path, monkeypatch, values):
+    training, sealed = FAST.replace(eval_every=2), checkpoints.seal
+    whole = network()
+    expected = train(whole, Batches(), squares, training, output_dir=tmp_path / 'whole', device=CPU,
+                     validate=Validation(whole, values))
+
+    def seal(folder):
+        if folder.name == 'checkpoint-6':
+            raise StopError
+        sealed(folder)
+    monkeypatch.setattr(checkpoints, 'seal', seal)
+    module = network()
+    with pytest.raises(StopError):
+        train(module, Batches(), squares, training, output_dir=tmp_path / 'cut', device=CPU,
+              validate=Validation(module, values))
+    monkeypatch.setattr(checkpoints, 'seal', sealed)
+    module, batches = network(), Batches()
+    with pytest.warns(UserWarning, match='checkpoint-6 is incomplete or damaged'):
+        record = train(module, batches, squares, training, output_dir=tmp_path / 'cut', device=CPU, resume=True,
+                       validate=Validation(module, values[2:]))
+    assert min(batches.asked) == 4
+    assert record == expected and equal(weights(module), weights(whole))
+
+
+def test_checkpoints_that_are_kept_have_the_best_that_they_remember(tmp_path):
+    module = network()
+    train(module, Batches(), squares, FAST.replace(eval_every=1), output_dir=tmp_path, device=CPU,
+          validate=Validation(module, [.9, .1, .1, .1, .1, .1, .1, .1, .1, .95]))
+    assert {folder.name for folder in tmp_path.glob('checkpoint-*')} == {
+        'checkpoint-1', 'checkpoint-9', 'checkpoint-10'}
+    flip(tmp_path / 'checkpoint-10' / 'model.safetensors')
+    with pytest.warns(UserWarning, match='checkpoint-10 is incomplete'):
+        assert newest_checkpoint(tmp_path).name == 'checkpoint-9'
+
+
+def test_a_run_that_stopped_early_stays_where_it_stopped(tmp_path, capsys):
+    training, module = FAST.replace(eval_every=1, patience=2), network()
+    expected = train(module, Batches(), squares, training, output_dir=tmp_path, device=CPU,
+                     validate=Validation(module, [.5, .4, .3]))
+    for _ in range(2):
+        again, batches = network(), Batches()
+        record = train(again, batches, squares, training, output_dir=tmp_path, device=CPU, resume=True,
+                       validate=Validation(again, []))
+        assert (record.steps, record.best_step, record.best_value) == (3, 1, .5) and not batches.asked
+        assert record.history == expected.history and equal(weights(again), weights(module))
+        assert 'resumed at step 3 of 10' in (said := capsys.readouterr().err) and 'stopped early' in said
