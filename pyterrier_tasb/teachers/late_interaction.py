@@ -122,14 +122,14 @@ class LateInteraction(pt.Estimator):
         return self._cached_vectors
 
     def _settings(self) -> tuple:
-        return (device_of(self.device), self.amp, self.query_max_length, self.doc_max_length, self.mask_tokens,
+        return (self.device, self.amp, self.query_max_length, self.doc_max_length, self.mask_tokens,
                 self.normalize, self.cache_bytes)
 
     def _settle(self) -> None:
         """Make module and cache anew where settings are others: vectors of those before are no use."""
+        self.device = device_of(self.device)
         if self._settings() == self._settled:
             return
-        self.device = device_of(self.device)
         module = self._module if is_on(self._module.encoder, self.device) else copied(self._module, self.device)
         self._module = TokenEncoder(under_settings(self, module.encoder), module.projection, self.normalize).eval()
         self._cached_vectors, self._settled = _VectorCache(self.cache_bytes), self._settings()

@@ -229,6 +229,17 @@ def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not
     assert [path.name for path in tmp_path.iterdir()] == ['it']
 
 
+def test_files_of_killed_processes_go_as_well(tmp_path):
+    code = ('import os, sys; from pyterrier_tasb._files import atomic_file\n'
+            'with atomic_file(sys.argv[1]) as part:\n    os.kill(os.getpid(), 9)')
+    subprocess.run([sys.executable, '-c', code, str(tmp_path / 'it')], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    with atomic_file(tmp_path / 'it') as outer:
+        write_json(tmp_path / 'it', {})
+        assert outer.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ['it']
+
+
 # ---- two processes ---------------------------------------------------------------------------------------------------
 
 def test_a_second_process_in_one_work_directory_is_refused(tiny_bert_dir, toy_results, toy_qrels, tmp_path):

@@ -36,7 +36,8 @@ def test_pairs_are_kept_by_query_margins_ascending(given_rows):
 def test_pairs_come_back_from_disk(tmp_path, load):
     memory, written = build(None), build(tmp_path / 'pairs')
     read = load(str(tmp_path / 'pairs'))
-    assert isinstance(read, ScoredPairs) and read.fingerprint == written.fingerprint
+    assert isinstance(read, ScoredPairs) and read.fingerprint == written.fingerprint == memory.fingerprint
+    assert memory.path is pt.Artifact.NO_PATH and str(read.path) == str(tmp_path / 'pairs')
     assert list(read.qids) == memory.qids and list(read.docnos) == memory.docnos
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(read, name), getattr(memory, name))

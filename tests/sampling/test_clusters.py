@@ -127,6 +127,7 @@ def test_saved_clusters_come_back(vectors, tmp_path, load, centroids):
     clusters = QueryClusters.fit(vectors, 4)
     if not centroids:
         clusters = QueryClusters.from_assignment(clusters.assignment, n_clusters=6)
+    assert clusters.path is pt.Artifact.NO_PATH
     saved = clusters.save(tmp_path / 'clusters')
     for there in (saved, load(str(tmp_path / 'clusters'))):
         assert isinstance(there, QueryClusters)

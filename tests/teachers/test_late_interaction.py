@@ -401,6 +401,19 @@ def test_qrels_of_other_queries_do_not_count_in_validation(tiny_bert_dir, toy_re
     assert best(toy_qrels) == best(toy_qrels[toy_qrels['qid'].isin(toy_qrels['qid'].unique()[:20])])
 
 
+@pytest.mark.parametrize('kind', [float, 'Int64'])
+def test_labels_of_validation_may_be_any_whole_numbers(tiny_bert_dir, toy_results, toy_qrels, kind):
+    def best(qrels):
+        return teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, toy_results, qrels).record
+    assert best(toy_qrels.astype({'label': kind})) == best(toy_qrels)
+
+
+def test_a_device_may_be_set_by_its_name(tiny_bert_dir, toy_results, toy_qrels):
+    teacher = teacher_of(tiny_bert_dir, training=FAST)
+    teacher.device = 'cpu'
+    assert teacher.fit(toy_results, toy_qrels).record['steps'] == FAST.steps
+
+
 def test_a_work_directory_of_another_teacher_is_refused(tiny_bert_dir, tiny_distilbert_dir, toy_results, toy_qrels,
                                                         tmp_path):
     teacher_of(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels, work_dir=tmp_path / 'work')
