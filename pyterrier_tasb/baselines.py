@@ -87,7 +87,8 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
 
 def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
              expansion: pt.Transformer | None) -> pt.Transformer:
-    pt.java.init()
+    if not pt.java.started():
+        pt.java.init()
     take_ctrl_c()
     longest = 100   # bytes of a docno; Terrier cuts longer ones in silence
     docs = _fitting(corpus, lambda docno: len(docno.encode()) <= longest, f'Terrier takes at most {longest} bytes')
