@@ -6,13 +6,14 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyterrier as pt
 
+from ._files import file_fingerprint, fingerprint
 from .texts import TextStore
 
 SPLITS = ('train', 'dev', 'test')
@@ -73,10 +74,17 @@ class Collection(_Texts):
         if not (self.path / 'queries.train.tsv').exists() and not (self.path / 'queries.test.tsv').exists():
             raise ValueError(f'{self.path} has neither queries.train.tsv nor queries.test.tsv (qid, tab, text)')
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the corpus file."""
+        return file_fingerprint(self.corpus_file)
+
     def get_corpus_iter(self, verbose: bool = False) -> Iterator[dict[str, str]]:
         """Documents in file order, as dictionaries with docno and text."""
-        lines = _lines(self.corpus_file)
+        lines, empty = _lines(self.corpus_file), True
         for number, line in pt.tqdm(lines, desc=self.corpus_file.name, unit='doc', disable=not verbose):
+            if not line.strip():
+                continue
             try:
                 doc = json.loads(line)
                 docno, text = doc['docno'], doc['text']
@@ -86,18 +94,27 @@ class Collection(_Texts):
                 raise ValueError(f'{self.corpus_file}, line {number}: expected a JSON object with docno and text '
                                  f'({error!r})') from error
             yield {'docno': str(docno), 'text': text}
+            empty = False
+        if empty:
+            raise ValueError(f'{self.corpus_file} has no documents: one JSON object a line with docno and text')
 
     def get_topics(self, variant: str = 'test') -> pd.DataFrame:
         """Queries of a split: qid, query."""
         source, keep = self._source(variant)
-        rows = _read(self.path / f'queries.{source}.tsv', {'qid': str, 'query': str}, tab_only=True)
-        return _of_split(rows, keep)
+        path, columns = self.path / f'queries.{source}.tsv', {'qid': str, 'query': str}
+        texts: dict[str, str] = {}
+        for number, (qid, query) in _rows(path, columns, tab_only=True):
+            if texts.setdefault(qid, query) != query:
+                raise ValueError(f'{path}, line {number}: qid {qid!r} came before with another text: qids must be '
+                                 'distinct')
+        return _of_split(_frame(texts.items(), columns), keep)
 
     def get_qrels(self, variant: str = 'test') -> pd.DataFrame:
         """Judgements of a split: qid, docno, label."""
         source, keep = self._source(variant)
-        rows = _read(self.path / f'qrels.{source}.tsv', {'qid': str, 'iteration': str, 'docno': str, 'label': int})
-        return _of_split(rows.drop(columns='iteration'), keep)
+        columns = {'qid': str, 'iteration': str, 'docno': str, 'label': int}
+        rows = (row for _, row in _rows(self.path / f'qrels.{source}.tsv', columns))
+        return _of_split(_frame(rows, columns).drop(columns='iteration'), keep)
 
     def _source(self, variant: str) -> tuple[str, Callable[[str], bool]]:
         _check_split(variant)
@@ -128,6 +145,11 @@ class IrdsCollection(_Texts):
             raise ValueError(f'{len(ids)} ids: give one to split, train and test, or train, dev and test')
         self.ids = ids
         self._sets = [pt.get_dataset(f'irds:{i}') for i in ids]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the id that documents come from."""
+        return fingerprint(self.ids[0])
 
     def get_corpus_iter(self, verbose: bool = False) -> Iterator[dict[str, str]]:
         """Documents, as dictionaries with docno and text."""
@@ -237,8 +259,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _read(path: Path, columns: dict[str, type], tab_only: bool = False) -> pd.DataFrame:
-    rows = []
+def _rows(path: Path, columns: dict[str, type], tab_only: bool = False) -> Iterator[tuple[int, list]]:
+    """Line numbers and rows of a file; none where there is no file."""
     for number, line in _lines(path) if path.exists() else ():
         cells = [cell.strip() for cell in line.split('\t' if tab_only else None, len(columns) - 1)]
         if not any(cells):
@@ -246,8 +268,12 @@ def _read(path: Path, columns: dict[str, type], tab_only: bool = False) -> pd.Da
         try:
             if not all(cells):
                 raise ValueError('an empty column')
-            rows.append([kind(cell) for kind, cell in zip(columns.values(), cells, strict=True)])
+            row = [kind(cell) for kind, cell in zip(columns.values(), cells, strict=True)]
         except ValueError as error:
             raise ValueError(f'{path}, line {number}: expected {len(columns)} columns ({", ".join(columns)}), '
                              f'found {line.rstrip()[:80]!r} ({error})') from error
+        yield number, row
+
+
+def _frame(rows: Iterable[Sequence], columns: dict[str, type]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)

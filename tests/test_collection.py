@@ -59,6 +59,7 @@ WAYS = {
     'with a byte order mark': lambda text: b'\xef\xbb\xbf' + text.encode(),
     'with both': lambda text: b'\xef\xbb\xbf' + text.replace('\n', '\r\n').encode(),
     'without a last newline': lambda text: text.rstrip('\n').encode(),
+    'with blank lines': lambda text: text.replace('\n', '\n\n').encode() + b' \n',
 }
 
 
@@ -82,7 +83,7 @@ def test_ids_that_look_like_numbers_stay_strings(tmp_path):
 
 MALFORMED = {
     'corpus.jsonl': [b'{"docno": "d1"', b'["d1", "text"]', b'"d1"', b'{"docno": "d1"}', b'{"text": "rose"}', b'3',
-                     b'{"docno": "d1", "text": null}', b'{"docno": null, "text": "rose"}', b'\n', b'\xff\xfe',
+                     b'{"docno": "d1", "text": null}', b'{"docno": null, "text": "rose"}', b'\xff\xfe',
                      b'{"docno": "d1", "text": ["rose"]}'],
     'queries.test.tsv': [b'q2', b'q2\t', b'\trose', b'q2 red rose', b'q2\t\xe9t\xe9'],
     'qrels.test.tsv': [b'q2 0 d1', b'q2 d1', b'q2 0 d1 good', b'q2 0 d1 1.5', b'q2 0 d1 1 extra', b'q2\t0\t\xe9\t1'],
@@ -98,6 +99,18 @@ def test_a_malformed_line_is_named_with_its_file(tmp_path, name, line):
     with pytest.raises(ValueError, match=f'{name}, line 2: ') as error:
         list(collection.get_corpus_iter()), collection.get_topics(), collection.get_qrels()
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize('again, line, qid', [('q1\tblue\n', 3, 'q1'), ('q1\tred rose\nq2\tblue\n', 4, 'q2')])
+def test_a_qid_that_comes_again_with_another_text_is_named(tmp_path, again, line, qid):
+    collection = write(tmp_path, queries_test='q1\tred rose\nq2\tsky\n' + again)
+    with pytest.raises(ValueError, match=f"queries.test.tsv, line {line}: qid '{qid}' came before"):
+        collection.get_topics()
+
+
+def test_a_query_that_is_repeated_is_one(tmp_path):
+    collection = write(tmp_path, queries_test='q1\tred rose\nq2\tsky\nq1\tred rose\n')
+    assert collection.get_topics()['qid'].tolist() == ['q1', 'q2']
 
 
 @pytest.mark.parametrize('files, message', [({}, 'no corpus.jsonl or corpus.jsonl.gz'),
@@ -189,6 +202,18 @@ def test_a_text_store_is_built_once(tmp_path):
     assert collection.text_loader()(results('d2'))['text'].tolist() == ['text ünd 2']
 
 
+@pytest.mark.parametrize('content', ['', '\n'])
+def test_an_empty_corpus_is_named_and_leaves_nothing(tmp_path, content):
+    with pytest.raises(ValueError, match='corpus.jsonl has no documents'):
+        write(tmp_path / 'collection', corpus=content).text_store(tmp_path / 'texts')
+    assert [path.name for path in tmp_path.iterdir()] == ['collection']
+
+
+def test_a_fingerprint_is_of_the_corpus_wherever_it_lies(tmp_path):
+    one, moved, other = write(tmp_path / 'one'), write(tmp_path / 'moved'), write(tmp_path / 'other', LINES * 2)
+    assert one.fingerprint == moved.fingerprint != other.fingerprint
+
+
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
     """Where temporary directories go; () → what of text stores is left there."""
@@ -275,6 +300,7 @@ def ids(tmp_path_factory):
 
 def test_documents_of_ir_datasets(ids):
     collection = IrdsCollection(*ids)
+    assert collection.fingerprint == IrdsCollection(ids[0], ids[2]).fingerprint != IrdsCollection(ids[1]).fingerprint
     assert list(collection.get_corpus_iter()) == [{'docno': f'd{i}', 'text': f'passage {i}'} for i in range(10)]
     assert collection.text_loader()(results('d7', 'd1'))['text'].tolist() == ['passage 7', 'passage 1']
 
