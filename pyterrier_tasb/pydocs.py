@@ -156,16 +156,23 @@ class PyDocsText(pt.Transformer):
         return hash(self.docs.fingerprint)
 
 
-def load(packages: Iterable[str] = DEFAULT_PACKAGES, max_words: int = 50) -> PyDocs:
+def load(packages: str | Iterable[str] = DEFAULT_PACKAGES, max_words: int = 50) -> PyDocs:
     """Read the documentation of installed packages.
 
     Args:
-        packages: Names of top-level modules; 'stdlib' is the standard library.
+        packages: Names of top-level modules, or one; 'stdlib' is the standard library.
         max_words: Passages end at the first sentence that ends after 4/5 of this many words, or at this many.
 
     Raises:
-        ValueError: A package is not installed, or nothing in them is a query with a passage.
+        ValueError: No package is named, one is not installed, nothing in them is a query with a passage, or `max_words`
+            is less than a passage has.
     """
+    packages = [packages] if isinstance(packages, str) else list(packages)
+    if not packages:
+        raise ValueError(f'packages={packages!r}: name at least one, {DEFAULT_PACKAGES[0]!r} for example')
+    if max_words < _LEAST_PASSAGE_WORDS:
+        raise ValueError(f'max_words={max_words!r}: must be at least {_LEAST_PASSAGE_WORDS}, the words that a passage '
+                         'needs')
     docstrings, sources, n_files = [], {}, 0
     for package in packages:
         root, version = _locate(package)

@@ -190,6 +190,17 @@ def test_an_unknown_package_is_refused(name):
         pydocs.load(['json', name])
 
 
+def test_a_string_names_one_package_and_no_name_is_refused():
+    assert pydocs.load('logging').fingerprint == pydocs.load(['logging']).fingerprint
+    with pytest.raises(ValueError, match=r"packages=\[\]: name at least one, 'stdlib' for example"):
+        pydocs.load([])
+
+
+def test_passages_too_short_to_be_any_are_refused():
+    with pytest.raises(ValueError, match='max_words=19: must be at least 20'):
+        pydocs.load(['logging'], max_words=19)
+
+
 def test_a_package_without_docstrings_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'bare_in_tests.py').write_text('x = 1\n')
     monkeypatch.syspath_prepend(tmp_path)
