@@ -39,6 +39,11 @@ def _figure(n_axes: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[F
     return figure, axes
 
 
+def _legend(ax: Axes, **options: Any) -> None:  # noqa: ANN401
+    if ax.get_legend_handles_labels()[0]:   # matplotlib warns where there is nothing to label
+        ax.legend(frameon=False, **options)
+
+
 def recall(results: Mapping[str, pd.DataFrame], qrels: pd.DataFrame, cutoffs: Sequence[int] = CUTOFFS) -> Figure:
     """Recall at every cutoff, one line for each system.
 
@@ -63,7 +68,7 @@ def recall(results: Mapping[str, pd.DataFrame], qrels: pd.DataFrame, cutoffs: Se
     ax.minorticks_off()
     ax.set(xlabel='cutoff', ylabel='recall', ylim=(None, 1.005))
     ax.grid(alpha=.3)
-    ax.legend(fontsize='small', frameon=False)
+    _legend(ax, fontsize='small')
     return figure
 
 
@@ -93,7 +98,7 @@ def margins(plan: BatchPlan, n_batches: int = 200, bins: int = 40) -> Figure:
     _histograms(left, np.histogram_bin_edges(every, bins), every, drawn, 'teacher margin')
     _histograms(right, np.linspace(0, 1, bins + 1), relative(every, query), relative(drawn, drawn_query),
                 "margin within its query's range")
-    left.legend(frameon=False)
+    _legend(left)
     return figure
 
 
@@ -120,12 +125,12 @@ def learning_curve(record: Mapping[str, Any]) -> Figure:
         if name in logged:
             axes[0].plot(logged['step'], logged[name], label=name.replace('_', '-'))
     axes[0].set(xlabel='step', ylabel='loss')
-    axes[0].legend(frameon=False)
+    _legend(axes[0])
     if len(validated):
         axes[1].plot(validated['step'], validated[measure], marker='o')
         if record.get('best_step'):
             axes[1].axvline(record['best_step'], color='grey', linestyle=':', label='weights kept')
-            axes[1].legend(frameon=False)
+            _legend(axes[1])
         axes[1].set(xlabel='step', ylabel=f'validation {measure}')
     return figure
 
@@ -206,7 +211,7 @@ def quality_against_time(curves: Mapping[str, Sequence[tuple[float, float]]], me
     if baseline is not None:
         ax.axhline(baseline[1], color='grey', linestyle=':', label=baseline[0])
     ax.set(xlabel='minutes', ylabel=measure)
-    ax.legend(frameon=False)
+    _legend(ax)
     return figure
 
 

@@ -51,6 +51,13 @@ FIGURES = {
 }
 
 
+@pytest.mark.parametrize('make', [
+    lambda: plots.recall({}, QRELS), lambda: plots.learning_curve({**record(), 'history': []}),
+    lambda: plots.quality_against_time({})])
+def test_nothing_to_label_has_no_legend(make):
+    assert make().axes[0].get_legend() is None   # and warns of nothing, see above
+
+
 def lines(ax):
     return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()}
 
