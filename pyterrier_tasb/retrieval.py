@@ -15,9 +15,7 @@ import torch
 
 from .indexing import is_index
 from .pairs.examples import text_loader
-from .search import HalfPrecisionRetriever, fits
-
-_FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}
+from .search import FOUND, HalfPrecisionRetriever, fits
 
 
 class WithoutDocid(pt.Transformer):
@@ -32,9 +30,11 @@ class WithoutDocid(pt.Transformer):
         """Results without `docid` and `query_vec`."""
         pt.validate.result_frame(inp, context=self)
         out = inp.drop(columns=['docid', 'query_vec'], errors='ignore')
-        found = [name for name in _FOUND if name in out.columns]
-        if len(out) and isinstance(out[found[0]].iloc[0], np.ndarray):
-            out = out.explode(found, ignore_index=True).astype({name: _FOUND[name] for name in found})
+        types = {name: kind for name, kind in FOUND.items() if name in out.columns}
+        if not len(out):
+            return out.astype(types)
+        if isinstance(out['docno'].iloc[0], np.ndarray):
+            out = out.explode(list(types), ignore_index=True).astype(types)
         return out
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:

@@ -10,6 +10,8 @@ import pyterrier_alpha as pta
 import pyterrier_dr
 import torch
 
+FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}   # of no results, too: floats do not merge with docnos
+
 _ROWS = 65_536   # vectors converted at a time
 _QUERIES = 64   # at a time: their half-precision scores of 8.8M passages take 1.1 GB
 
@@ -108,7 +110,8 @@ class HalfPrecisionRetriever(pt.Transformer):
                 # lists: an array of one would be taken for a value of many rows
                 results.extend({'docno': docnos.fwd[rows].tolist(), 'score': scores.astype(np.float64).tolist(),
                                 'rank': list(range(len(rows)))})
-        return results.to_df(inp.drop(columns='query_vec'))
+        found = results.to_df(inp.drop(columns='query_vec'))
+        return found if len(found) else found.astype(FOUND)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Search for k only, in the same memory."""

@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+import pyterrier_alpha as pta
 import pyterrier_dr
 import pytest
 
 from pyterrier_tasb.indexing import build_index
 from pyterrier_tasb.retrieval import WithoutDocid, build_retriever
+from pyterrier_tasb.search import HalfPrecisionRetriever
 
 WORDS = ['rose', 'star', 'oven', 'wind']
 
@@ -83,6 +85,17 @@ def test_without_docid_drops_these_columns_and_no_other(columns, left, n):
     out = WithoutDocid()(frame)
     assert out.columns.tolist() == left and len(out) == n
     assert frame.columns.tolist() == columns
+
+
+@pytest.mark.parametrize('search', [
+    lambda index: index.np_retriever() >> WithoutDocid(),
+    lambda index: HalfPrecisionRetriever(index, 'cpu'),
+])
+def test_no_results_merge_with_those_of_other_retrievers(tmp_path, search):
+    """PyTerrier looks at what an experiment's systems make of no queries."""
+    dense = QUERIES >> search(built(SOME, tmp_path / 'index.flex'))
+    sparse = pt.Transformer.from_df(pd.DataFrame(columns=['qid', 'query', 'docno', 'score', 'rank'], dtype=object))
+    assert 'docno' in pt.inspect.transformer_outputs(pta.RRFusion(dense, sparse), ['qid', 'query'])
 
 
 def test_without_docid_is_a_transformer_in_good_standing():
