@@ -25,6 +25,7 @@ from pyterrier_tasb import Encoder, LateInteraction, ScoredPairs, TasBalanced, T
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.encoding import model_directory
 from pyterrier_tasb.machine import hardware, versions
+from pyterrier_tasb.scripts import at_least_1, run_script
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 BASELINE = 'none, random'
@@ -38,7 +39,7 @@ ROWS = {BASELINE: dict(pairwise_loss='ranknet', in_batch_weight=0.0, sampling='r
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--rows', nargs='*', default=list(ROWS), choices=list(ROWS), metavar='ROW', help='rows to run')
-    parser.add_argument('--seeds', type=int, default=3)
+    parser.add_argument('--seeds', type=at_least_1, default=3)
     parser.add_argument('--steps', type=int, default=100, help='training steps of every student')
     parser.add_argument('--layers', type=int, default=3, help='layers of the student, evenly taken from the encoder')
     parser.add_argument('--learning-rate', type=float, default=1e-4)
@@ -238,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -18,7 +18,9 @@ from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
+from pyterrier_tasb.encoding.encoder import weights_fingerprint
 from pyterrier_tasb.machine import hardware, versions
+from pyterrier_tasb.scripts import at_least_1, run_script
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 
@@ -27,11 +29,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument('--steps', type=int, default=40, help='training steps of the student')
     parser.add_argument('--teacher-steps', type=int, default=40, help='training steps of the teacher')
-    parser.add_argument('--train-queries', type=int, default=1500, help='training queries, a random sample')
-    parser.add_argument('--dev-queries', type=int, default=60, help='validation queries, a random sample')
+    parser.add_argument('--train-queries', type=at_least_1, default=1500, help='training queries, a random sample')
+    parser.add_argument('--dev-queries', type=at_least_1, default=60, help='validation queries, a random sample')
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--learning-rate', type=float, default=5e-5)
-    parser.add_argument('--candidates', type=int, default=10, help='candidates a miner gives to each training query')
+    parser.add_argument('--candidates', type=at_least_1, default=10, help='of each of the two miners')
     parser.add_argument('--max-words', type=int, default=32, help='words of a passage, for every system alike')
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES, help='packages to read')
     parser.add_argument('--engine', default='auto', choices=['auto', 'terrier', 'pisa'], help='of BM25')
@@ -65,8 +67,8 @@ def optional_systems(args: argparse.Namespace, data: pydocs.PyDocs, dense: pt.Tr
         check_checkpoint(args.doc2query)
         from pyterrier_doc2query import Doc2Query
         expansion = Doc2Query(args.doc2query, append=True, fast_tokenizer=True, verbose=True)
-        expanded = bm25(data.get_corpus_iter(), work / 'doct5query', engine=args.engine, name='docT5query',
-                        expansion=expansion)
+        expanded = bm25(data.get_corpus_iter(), work / f'doct5query-{weights_fingerprint(expansion.model)}',
+                        engine=args.engine, name='docT5query', expansion=expansion)
         found[expanded.label] = expanded.retriever
     except Exception as error:   # whatever a download or a checkpoint can raise
         print(f'no docT5query row: {args.doc2query} could not be loaded ({first_line(error)}); --doc2query PATH')
@@ -141,7 +143,7 @@ def main() -> None:
 
     with step('the student: TAS-Balanced, the teacher both pairwise and in the batch'):
         student.pairwise_teacher = student.in_batch_teacher = teacher
-        learnt = dict(work_dir=work / f'{args.steps}-steps-{teacher.model_name[-8:]}')
+        learnt = dict(work_dir=work / f'{args.steps}-steps-{args.dev_queries}-dev-{teacher.model_name[-8:]}')
         batches = student.batch_plan(train_results, data.get_qrels('train'), **learnt)
         student.fit(train_results, data.get_qrels('train'), dev_results, data.get_qrels('dev'), **learnt, resume=True)
         student.save(args.out / 'model', overwrite=True)
@@ -197,4 +199,4 @@ def write_table(table: pd.DataFrame, args: argparse.Namespace, data: pydocs.PyDo
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

@@ -1,5 +1,6 @@
 """The examples run from end to end, small."""
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pyterrier_tasb.scripts import run_script
+
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 
 
@@ -16,7 +19,20 @@ def _run(name, *arguments, cwd):
     done = subprocess.run([sys.executable, str(EXAMPLES / name), *map(str, arguments)], cwd=cwd, text=True,
                           capture_output=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert 'could not be validated' not in done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """(name, *arguments) → the module, loaded here, with this command line."""
+    def load(name, *arguments):
+        monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        spec = importlib.util.spec_from_file_location(f'example_{name}', EXAMPLES / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    return load
 
 
 def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir, tiny_t5_dir):
@@ -71,6 +87,68 @@ def test_own_collection_from_files(own, tmp_path, tiny_bert_dir, teacher):
     assert all(name in (folder / 'table.txt').read_text() for name in names)
     assert len(list((folder / 'runs').glob('*.res.gz'))) == len(names)
     assert (folder / f'model-{teacher[3] if "--seeds" in teacher else 42}' / 'model.safetensors').exists()
+
+
+def test_own_collection_keeps_what_is_built_for_each_corpus_and_encoder(own, tmp_path, tiny_bert_dir, example):
+    def run(*options):
+        example('own_collection', '--data', own, '--student', tiny_bert_dir, '--steps', 1, '--batch-size', 4,
+                '--candidates', 4, '--teacher', 'hybrid', '--in-batch-teacher', 'none', '--engine', 'pisa',
+                '--out', tmp_path, *options).main()
+        return {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in tmp_path.glob('corpus-*/*.*')}
+    first = run('--doc-length', 64)
+    assert {path.suffix for path in first} == {'.flex', '.pisa'}
+    assert run('--doc-length', 64) == first   # all of it is there
+    shorter = run('--doc-length', 16)
+    assert first.items() < shorter.items() and sum(path.suffix == '.flex' for path in shorter) == 4
+    with gzip.open(own / 'corpus.jsonl.gz', 'at') as out:
+        out.write('{"docno": "another", "text": "rose"}\n')
+    assert len({path.parent for path in run('--doc-length', 16)}) == 2
+
+
+@pytest.mark.parametrize('name, split', [('queries.test.tsv', 'test'), ('qrels.test.tsv', 'test'),
+                                         ('qrels.train.tsv', 'train'), (None, 'dev')])
+def test_own_collection_looks_at_every_split_first(own, tmp_path, example, name, split):
+    (own / name).unlink() if name else (own / 'queries.dev.tsv').write_text('q1\trose\n')
+    with pytest.raises(ValueError, match=f'no judged {split} query .* queries.{split}.tsv and qrels.{split}.tsv'):
+        example('own_collection', '--data', own, '--out', tmp_path / 'out').main()
+    assert not (tmp_path / 'out').exists()
+
+
+def test_own_collection_samples_judged_queries(own, example):
+    with (own / 'queries.train.tsv').open('a') as out:
+        out.writelines(f'unjudged{i}\twords\n' for i in range(1000))
+    module = example('own_collection')
+    topics, qrels = module.read_split(module.Collection(own), 'train', 5)
+    assert len(topics) == 5 and set(topics['qid']) <= set(qrels['qid'])
+
+
+def test_a_misspelt_teacher_is_answered_with_the_words(own, tmp_path, tiny_bert_dir, example):
+    with pytest.raises(ValueError, match="'lables' is no checkpoint .*labels, hybrid and monot5"):
+        example('own_collection', '--data', own, '--student', tiny_bert_dir, '--teacher', 'lables',
+                '--out', tmp_path / 'out').main()
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name, option', [
+    ('own_collection', '--train-queries'), ('own_collection', '--dev-queries'), ('own_collection', '--candidates'),
+    ('experiment', '--seeds'), ('quickstart', '--dev-queries')])
+@pytest.mark.parametrize('number', ['0', '-1', '1.5'])
+def test_numbers_below_1_are_refused(example, capsys, name, option, number):
+    with pytest.raises(SystemExit):
+        example(name, option, number).arguments()
+    assert f"argument {option}: '{number}': must be a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_refusal_is_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, str(EXAMPLES / 'own_collection.py'), '--data', str(tmp_path)], text=True,
+                          capture_output=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f'{tmp_path} has no corpus.jsonl')
+    assert 'Traceback' not in done.stderr
+
+
+def test_other_libraries_errors_keep_their_traceback():
+    with pytest.raises(ValueError, match='Invalid'):
+        run_script(lambda: pd.to_datetime('rose', format='Invalid%'))
 
 
 def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_dir, toy_corpus, toy_topics, toy_qrels,
