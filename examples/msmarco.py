@@ -8,17 +8,22 @@ Everything is read from a directory with the files under their published names:
     clusters.tsv                       optional: a cluster a line, qids separated by white space
     queries.dev.small.tsv, qrels.dev.small.tsv     evaluation: the 6,980 dev queries that everybody reports
     queries.dev.tsv, qrels.dev.tsv     all dev queries; some that are not evaluated decide when to stop
-    candidates.dev.tsv                 optional: qid, pid, rank: candidates of validation, instead of BM25's
+    candidates.dev.tsv                 optional: qid, pid, rank: candidates of validation, instead of BM25's, which is
+                                       then made of the queries that are in it
     queries.dl19.tsv, qrels.dl19.tsv, queries.dl20.tsv, qrels.dl20.tsv    optional
     docT5query.tsv                     optional: pid, predicted queries; adds the docT5query row
 
 or, with --irds, collection, queries and qrels come from ir_datasets (msmarco-passage/…) and only the teacher file from
 --data. `--check MODEL` evaluates a released checkpoint against the numbers that independent evaluations of it agree on.
+
+What is built from a file is kept in --out under a hash of it: another file finds there what is its own.
 """
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -26,8 +31,10 @@ import pyterrier as pt
 from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
+from pyterrier_tasb._files import file_fingerprint
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.documents import documents
+from pyterrier_tasb.scripts import at_least_1, run_script
 from pyterrier_tasb.training.validation import by_reciprocal_rank
 
 TEACHER_FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'
@@ -58,7 +65,7 @@ def arguments() -> argparse.Namespace:
                              'clusters.tsv; default: the student, untrained')
     parser.add_argument('--eval-every', type=int, default=4000)
     parser.add_argument('--patience-from', type=int, default=300_000)
-    parser.add_argument('--validation-queries', type=int, default=3200)
+    parser.add_argument('--validation-queries', type=at_least_1, default=3200)
     parser.add_argument('--store-teacher', action='store_true', help='score the whole plan first: 4 KB a step')
     parser.add_argument('--micro-batch-tokens', type=int, default=None, help='for batches larger than the GPU')
     parser.add_argument('--check', metavar='MODEL', nargs='?', const=RELEASED, default=None,
@@ -73,8 +80,25 @@ class MsMarco:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.folder, self.irds = args.data, args.irds
-        store = args.out / 'texts'
+        self.evaluated = [split for split in MEASURES if self.irds or any(self.folder.glob(f'q*.{split}.tsv'))]
+        self._check(training=not args.check)
+        source = 'irds' if self.irds else file_fingerprint(self.folder / 'collection.tsv')
+        self.kept = args.out / f'corpus-{source}'   # texts and indexes
+        store = self.kept / 'texts'
         self.texts = TextStore(store) if store.exists() else TextStore.build(store, self._passages())
+
+    def _check(self, training: bool) -> None:
+        """Look first at what is read after hours of work."""
+        if not self.evaluated:
+            raise ValueError(f'{self.folder} has nothing to evaluate on: queries.SPLIT.tsv and qrels.SPLIT.tsv of '
+                             f'{", ".join(MEASURES)}, or one of these')
+        for split in self.evaluated:
+            if not set(self.topics(split)['qid']) & set(self.qrels(split)['qid']):
+                raise ValueError(f'no query of queries.{split}.tsv has a judgement in qrels.{split}.tsv: qids differ')
+        if training:
+            teacher_file(self.folder)
+            self.topics('train')
+            self.held_out
 
     def _passages(self) -> Iterator[tuple[str, str]]:
         if self.irds:
@@ -92,61 +116,86 @@ class MsMarco:
     def qrels(self, split: str) -> pd.DataFrame:
         if self.irds:
             return pt.get_dataset(f'irds:{IRDS[split]}').get_qrels()[['qid', 'docno', 'label']]
-        return pt.io.read_qrels(str(self.folder / f'qrels.{split}.tsv'))[['qid', 'docno', 'label']]
+        rows = columns(self.folder / f'qrels.{split}.tsv', 4, separator=None)
+        return pd.DataFrame(rows, columns=['qid', 'iteration', 'docno', 'label']).astype({'label': int})
 
-    def has(self, split: str) -> bool:
-        return self.irds or (self.folder / f'queries.{split}.tsv').exists()
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """Judged dev queries that are not evaluated, and have candidates where there is a file of them."""
+        evaluated = {qid for split in self.evaluated for qid in self.topics(split)['qid']}
+        topics, file = self.topics('dev'), self.folder / 'candidates.dev.tsv'
+        topics = topics[topics['qid'].isin(set(self.qrels('dev')['qid']) - evaluated)]
+        if not len(topics):
+            raise ValueError('every judged query of queries.dev.tsv is evaluated: none is left to decide when to stop')
+        if file.exists():
+            topics = topics[topics['qid'].isin({qid for some in ranking(file) for qid in some['qid'].unique()})]
+            if not len(topics):
+                raise ValueError(f'{file} has no judged query of queries.dev.tsv that is not evaluated')
+        return topics
 
     def validation(self, n: int, sparse: pt.Transformer, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Candidates and qrels of `n` judged dev queries that are not evaluated, easy and hard ones in equal shares.
+        """Candidates and qrels of `n` queries that are held out, easy and hard ones in equal shares.
 
         The 100 best candidates of each, and all that is relevant (the paper's pool).
         """
-        qrels, topics = self.qrels('dev'), self.topics('dev')
-        held_out = set(qrels['qid']) - set(self.topics('dev.small')['qid'])
-        topics = topics[topics['qid'].isin(held_out)]
+        qrels, topics = self.qrels('dev'), self.held_out
         if len(topics) > 5 * n:   # enough to find hard ones among them
             topics = topics.sample(5 * n, random_state=seed)
         file = self.folder / 'candidates.dev.tsv'
         found = best_candidates(file, topics) if file.exists() else (sparse % 100)(topics)
         found = by_reciprocal_rank(found[['qid', 'query', 'docno']], qrels, n, seed=seed)
+        print(f'{found["qid"].nunique():,} validation queries')
         relevant = qrels[qrels['label'] > 0].merge(found[['qid', 'query']].drop_duplicates(), on='qid')
         pool = pd.concat([found, relevant[['qid', 'query', 'docno']]]).drop_duplicates(['qid', 'docno'])
         return pool.reset_index(drop=True), qrels
 
 
+def ranking(file: Path) -> Iterator[pd.DataFrame]:
+    """A file of qid, pid, rank, a part at a time."""
+    names = ['qid', 'docno', 'rank']
+    if not file.stat().st_size:
+        raise ValueError(f'{file} is empty: expected qid, pid, rank')
+    for some in pd.read_csv(file, sep='\t', header=None, dtype={0: str, 1: str, 2: float}, chunksize=1_000_000,
+                            na_filter=False, quoting=csv.QUOTE_NONE):
+        if some.shape[1] != len(names):
+            raise ValueError(f'{file} has {some.shape[1]} columns, expected qid, pid, rank')
+        yield some.set_axis(names, axis=1)
+
+
 def best_candidates(file: Path, topics: pd.DataFrame, n: int = 100) -> pd.DataFrame:
     """The `n` best of a file of qid, pid, rank for each topic, in the order of their ranks."""
-    parts = []
-    for some in pd.read_csv(file, sep='\t', header=None, dtype={0: str, 1: str}, chunksize=1_000_000):
-        if some.shape[1] != 3:
-            raise SystemExit(f'{file} has {some.shape[1]} columns, expected qid, pid, rank')
-        some = some.set_axis(['qid', 'docno', 'rank'], axis=1)
-        parts.append(some[some['qid'].isin(set(topics['qid']))])
-    found = pd.concat(parts).sort_values(['qid', 'rank']).drop_duplicates(['qid', 'docno'])
+    qids = set(topics['qid'])
+    found = pd.concat([some[some['qid'].isin(qids)] for some in ranking(file)])
+    found = found.sort_values(['qid', 'rank']).drop_duplicates(['qid', 'docno'])
     return found.groupby('qid').head(n).merge(topics, on='qid')
 
 
-def columns(file: Path, n: int | None = None) -> Iterator[list[str]]:
-    """Tab-separated rows; the last of `n` columns may hold tabs."""
+def columns(file: Path, n: int, separator: str | None = '\t') -> Iterator[list[str]]:
+    """The rows of a file of `n` columns, parted by tabs or, with None, by white space; the last may hold more of it."""
+    if not file.exists():
+        raise ValueError(f'{file} is missing')
+    number = 0
     with open(file, encoding='utf-8-sig') as lines:
         for number, line in enumerate(lines, 1):
-            row = line.rstrip('\r\n').split('\t', -1 if n is None else n - 1)
-            if n is not None and len(row) != n:
+            row = line.rstrip('\r\n').split(separator, n - 1)
+            if len(row) != n:
                 raise ValueError(f'{file}, line {number}: {len(row)} columns, expected {n}')
             yield row
+    if not number:
+        raise ValueError(f'{file} is empty')
 
 
-def teacher_scores(folder: Path) -> Path:
+def teacher_file(folder: Path) -> Path:
     files = [folder / name for name in (TEACHER_FILE, f'{TEACHER_FILE}.gz') if (folder / name).exists()]
     if not files:
-        raise SystemExit(f'{folder} has no {TEACHER_FILE}[.gz], the published teacher scores')
+        raise ValueError(f'{folder} has no {TEACHER_FILE}[.gz], the published teacher scores')
     return files[0]
 
 
 def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> TasBalanced:
-    path = args.out / 'pairs'
-    pairs = ScoredPairs(path) if path.exists() else ScoredPairs.from_teacher_file(teacher_scores(args.data), path)
+    scores = teacher_file(args.data)
+    path = args.out / f'pairs-{file_fingerprint(scores)}'
+    pairs = ScoredPairs(path) if path.exists() else ScoredPairs.from_teacher_file(scores, path)
     print(pairs)
     topics = data.topics('train')
     known = set(pairs.qids)
@@ -171,31 +220,29 @@ def train(args: argparse.Namespace, data: MsMarco, sparse: pt.Transformer) -> Ta
     return student
 
 
-def expanded_corpus(args: argparse.Namespace, data: MsMarco) -> Iterator[dict[str, str]]:
+def expanded_corpus(data: MsMarco, file: Path, store: Path) -> Iterator[dict[str, str]]:
     """Passages with their predicted queries."""
-    predicted = TextStore.build(args.out / 'predictions', columns(args.data / 'docT5query.tsv', 2)) \
-        if not (args.out / 'predictions').exists() else TextStore(args.out / 'predictions')
+    predicted = TextStore(store) if store.exists() else TextStore.build(store, columns(file, 2))
     for doc in documents(data.texts):
         row = int(predicted.index_of([doc['docno']])[0])
         yield doc if row < 0 else {**doc, 'text': f'{doc["text"]} {predicted[row]}'}
 
 
-def evaluate(args: argparse.Namespace, data: MsMarco, systems: dict[str, pt.Transformer]) -> pd.DataFrame:
+def evaluate(data: MsMarco, systems: dict[str, pt.Transformer], file: Path) -> pd.DataFrame:
+    """A table of all splits, written anew after each."""
     tables = []
-    for split, measures in MEASURES.items():
-        if data.has(split):
-            table = pt.Experiment(systems, data.topics(split), data.qrels(split), measures, round=4)
-            tables.append(table.assign(queries=split))
-            print(f'\n{split}\n{table.to_string(index=False)}')
-    table = pd.concat(tables)
-    table.to_json(args.out / 'table.json', orient='records', indent=1)
-    return table
+    for split in data.evaluated:
+        table = pt.Experiment(systems, data.topics(split), data.qrels(split), MEASURES[split], round=4)
+        print(f'\n{split}\n{table.to_string(index=False)}')
+        tables.append(table.assign(queries=split))
+        pd.concat(tables).to_json(file, orient='records', indent=1)
+    return pd.concat(tables)
 
 
-def check(table: pd.DataFrame) -> None:
+def check(table: pd.DataFrame, name: str) -> None:
     """The released checkpoint against what others measure."""
     for split, targets in TARGETS.items():
-        row = table[(table['queries'] == split) & (table['name'] == 'TAS-Balanced')]
+        row = table[(table['queries'] == split) & (table['name'] == name)]
         for measure, target in targets.items() if len(row) else ():
             found = row[measure].iloc[0]
             print(f'{split} {measure}: {found:.4f}, target {target} ({found - target:+.4f})')
@@ -203,21 +250,25 @@ def check(table: pd.DataFrame) -> None:
 
 def main() -> None:
     args = arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
     data = MsMarco(args)
     print(f'{len(data.texts):,} passages')
-    sparse = bm25(data.texts, args.out / 'bm25')
+    sparse = bm25(data.texts, data.kept / 'bm25')
     systems = {sparse.label: sparse.retriever}
-    if (args.data / 'docT5query.tsv').exists():
-        expanded = bm25(expanded_corpus(args, data), args.out / 'doct5query', name='docT5query')
+    file = args.data / 'docT5query.tsv'
+    if file.exists():
+        of_file = data.kept / f'docT5query-{file_fingerprint(file)}'
+        expanded = bm25(expanded_corpus(data, file, of_file / 'predictions'), of_file / 'bm25', name='docT5query')
         systems[expanded.label] = expanded.retriever
     student = TasBalanced(args.check, verbose=True) if args.check else train(args, data, sparse.retriever)
-    index = student.index(data.texts, args.out / ('checked.flex' if args.check else 'tasb.flex'),
-                          overwrite=True)
-    table = evaluate(args, data, systems | {'TAS-Balanced': student.retriever(index)})
+    index = data.kept / f'{student.encoder.fingerprint}.flex'
+    if not index.exists():
+        student.index(data.texts, index)
+    name = args.check or 'TAS-Balanced'
+    table = evaluate(data, systems | {name: student.retriever(index)},
+                     args.out / ('checked.json' if args.check else 'table.json'))
     if args.check:
-        check(table)
+        check(table, name)
 
 
 if __name__ == '__main__':
-    main()
+    run_script(main)

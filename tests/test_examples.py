@@ -3,12 +3,16 @@ import gzip
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
+import pyterrier as pt
 import pytest
+from transformers import T5ForConditionalGeneration
 
 from pyterrier_tasb.scripts import run_script
 
@@ -49,10 +53,23 @@ def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir
     assert 'own_collection.py --data' in out
     assert {file.stem for file in (folder / 'figures').iterdir()} == {'recall', 'margins', 'learning_curve', 'clusters'}
     checkpoints = ['--doc2query', tiny_t5_dir, '--monot5', tiny_t5_dir]
-    out = _run('quickstart.py', *small, *checkpoints, cwd=tmp_path)   # over what is there
+    out = _run('quickstart.py', *small, *checkpoints, '--dev-queries', 3, cwd=tmp_path)   # over what is there
     assert 'could not be loaded' not in out
     assert pd.read_csv(folder / 'table.csv')['name'].tolist()[-2:] == [
         'docT5query (Terrier, k1=1.2, b=0.75)', 'TAS-Balanced, top 100 by monoT5']
+
+
+def test_quickstart_expands_anew_for_another_doc2query(tmp_path, tiny_t5_dir, toy_corpus, example):
+    def expanded(checkpoint):
+        module = example('quickstart', '--doc2query', checkpoint, '--monot5', checkpoint, '--engine', 'pisa')
+        data = SimpleNamespace(get_corpus_iter=lambda: toy_corpus[:3])
+        module.optional_systems(module.arguments(), data, pt.Transformer.identity(), tmp_path)
+        return list(tmp_path.glob('doct5query-*.pisa'))
+    other = T5ForConditionalGeneration.from_pretrained(tiny_t5_dir)
+    other.shared.weight.data *= 2
+    shutil.copytree(tiny_t5_dir, tmp_path / 'other')
+    other.save_pretrained(tmp_path / 'other')
+    assert len(expanded(tiny_t5_dir)) == len(expanded(tiny_t5_dir)) == 1 and len(expanded(tmp_path / 'other')) == 2
 
 
 def test_experiment_trains_rows_side_by_side_and_keeps_what_is_done(tmp_path, minilm_dir):
@@ -131,7 +148,7 @@ def test_a_misspelt_teacher_is_answered_with_the_words(own, tmp_path, tiny_bert_
 
 @pytest.mark.parametrize('name, option', [
     ('own_collection', '--train-queries'), ('own_collection', '--dev-queries'), ('own_collection', '--candidates'),
-    ('experiment', '--seeds'), ('quickstart', '--dev-queries')])
+    ('experiment', '--seeds'), ('quickstart', '--dev-queries'), ('msmarco', '--validation-queries')])
 @pytest.mark.parametrize('number', ['0', '-1', '1.5'])
 def test_numbers_below_1_are_refused(example, capsys, name, option, number):
     with pytest.raises(SystemExit):
@@ -151,8 +168,9 @@ def test_other_libraries_errors_keep_their_traceback():
         run_script(lambda: pd.to_datetime('rose', format='Invalid%'))
 
 
-def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_dir, toy_corpus, toy_topics, toy_qrels,
-                                                          toy_results, write_splits):
+@pytest.fixture
+def msmarco(tmp_path, toy_corpus, toy_topics, toy_qrels, toy_results, write_splits):
+    """The toy collection in files of the published formats; of 15 queries to validate with, 8 have candidates."""
     folder = tmp_path / 'msmarco'
     train, test = toy_topics.iloc[:30], toy_topics.iloc[45:]
     write_splits(folder, {'train': train, 'dev': toy_topics.iloc[30:], 'dev.small': test, 'dl19': test.iloc[:8]}, ' ')
@@ -166,18 +184,104 @@ def test_msmarco_recipe_on_files_of_the_published_formats(tmp_path, tiny_bert_di
                                for neg in of[of['label'] == 0].itertuples())
     (folder / 'clusters.tsv').write_text(' '.join(train['qid'][:15]) + '\n' + ' '.join(train['qid'][15:]) + '\n')
     (folder / 'docT5query.tsv').write_text(''.join(f'{doc["docno"]}\t{doc["text"][:20]}\n' for doc in toy_corpus))
-    toy_results[['qid', 'docno', 'rank']].sample(frac=1, random_state=1).to_csv(
-        folder / 'candidates.dev.tsv', sep='\t', header=False, index=False)
-    arguments = ['--data', folder, '--student', tiny_bert_dir, '--in-batch-teacher', tiny_bert_dir, '--steps', 4,
-                 '--eval-every', 2, '--batch-size', 4, '--clusters', 2, '--patience-from', 0, '--validation-queries', 8,
+    ranked = toy_results[toy_results['qid'].isin([f'q{i}' for i in range(37, 60)])][['qid', 'docno', 'rank']]
+    ranked.sample(frac=1, random_state=1).to_csv(folder / 'candidates.dev.tsv', sep='\t', header=False, index=False)
+    return folder
+
+
+def test_msmarco_recipe_on_files_of_the_published_formats(msmarco, tmp_path, tiny_bert_dir):
+    arguments = ['--data', msmarco, '--student', tiny_bert_dir, '--in-batch-teacher', tiny_bert_dir, '--steps', 4,
+                 '--eval-every', 2, '--batch-size', 4, '--clusters', 2, '--patience-from', 0, '--validation-queries', 7,
                  '--cluster-encoder', tiny_bert_dir]
     out = _run('msmarco.py', *arguments, '--store-teacher', cwd=tmp_path)
-    table = pd.DataFrame(json.loads((tmp_path / 'runs' / 'msmarco' / 'table.json').read_text()))
+    folder = tmp_path / 'runs' / 'msmarco'
+    table = pd.DataFrame(json.loads((folder / 'table.json').read_text()))
     assert set(table['queries']) == {'dev.small', 'dl19'}
-    assert 'docT5query (Terrier, k1=1.2, b=0.75)' in set(table['name'])
-    assert 'TeacherScores' not in out
-    out = _run('msmarco.py', '--data', folder, '--check', tiny_bert_dir, cwd=tmp_path)
+    assert {'docT5query (Terrier, k1=1.2, b=0.75)', 'TAS-Balanced'} < set(table['name'])
+    assert 'TeacherScores' not in out and '7 validation queries' in out
+    out = _run('msmarco.py', '--data', msmarco, '--check', tiny_bert_dir, cwd=tmp_path)
     assert 'dev.small RR@10: ' in out and 'target 0.344' in out
+    assert tiny_bert_dir in {row['name'] for row in json.loads((folder / 'checked.json').read_text())}
+    assert table.equals(pd.DataFrame(json.loads((folder / 'table.json').read_text())))
+    assert len(list(folder.glob('corpus-*/*.flex'))) == 2 and len(list(folder.glob('pairs-*'))) == 1
+
+
+@pytest.fixture
+def msmarco_data(msmarco, tmp_path, example):
+    """(options) → the example, and its data."""
+    def load(*options):
+        module = example('msmarco', '--data', msmarco, '--out', tmp_path / 'out', *options)
+        return module, module.MsMarco(module.arguments())
+    return load
+
+
+def _lose(folder, *names):
+    for name in names:
+        (folder / name).unlink()
+
+
+UNFIT = {   # what is done to the files → what is said
+    'no qrels': (lambda path: _lose(path, 'qrels.dl19.tsv'), 'qrels.dl19.tsv is missing'),
+    'no queries': (lambda path: _lose(path, 'queries.dl19.tsv'), 'queries.dl19.tsv is missing'),
+    'no evaluation': (lambda path: _lose(path, *(f'{what}.{split}.tsv' for what in ('queries', 'qrels')
+                                                 for split in ('dev.small', 'dl19'))), 'has nothing to evaluate on'),
+    'other qids': (lambda path: (path / 'qrels.dl19.tsv').write_text('x 0 d1a 1\n'), 'no query of queries.dl19.tsv'),
+    'empty qrels': (lambda path: (path / 'qrels.dl19.tsv').write_text(''), 'qrels.dl19.tsv is empty'),
+    'no training queries': (lambda path: _lose(path, 'queries.train.tsv'), 'queries.train.tsv is missing'),
+    'no dev queries': (lambda path: _lose(path, 'queries.dev.tsv'), 'queries.dev.tsv is missing'),
+    'no teacher': (lambda path: _lose(path, 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv.gz'), r'\[.gz\]'),
+    'all evaluated': (lambda path: (path / 'queries.dl19.tsv').write_bytes((path / 'queries.dev.tsv').read_bytes()),
+                      'every judged query of queries.dev.tsv is evaluated'),
+    'no candidates': (lambda path: (path / 'candidates.dev.tsv').write_text(''), 'candidates.dev.tsv is empty'),
+    'other candidates': (lambda path: (path / 'candidates.dev.tsv').write_text('q59\td1a\t1\n'), 'has no judged query'),
+    'two columns': (lambda path: (path / 'candidates.dev.tsv').write_text('q31\td1a\n'), 'has 2 columns, expected qid'),
+    'no collection': (lambda path: _lose(path, 'collection.tsv'), 'collection.tsv is missing'),
+    'empty collection': (lambda path: (path / 'collection.tsv').write_text(''), 'collection.tsv is empty'),
+}
+
+
+@pytest.mark.parametrize('name', UNFIT)
+def test_msmarco_looks_at_its_files_first(msmarco, msmarco_data, tmp_path, name):
+    spoil, message = UNFIT[name]
+    spoil(msmarco)
+    with pytest.raises(ValueError, match=message):
+        msmarco_data()
+    assert not list((tmp_path / 'out').glob('corpus-*/*'))
+
+
+def test_msmarco_validates_with_queries_that_have_candidates_and_are_not_evaluated(msmarco, msmarco_data):
+    _, data = msmarco_data()
+    assert set(data.held_out['qid']) == {f'q{i}' for i in range(37, 45)}
+    (msmarco / 'queries.dl19.tsv').write_text('q40\twords\n')
+    (msmarco / 'qrels.dl19.tsv').write_text('q40 0 d40a 1\n')
+    _, data = msmarco_data()
+    assert set(data.held_out['qid']) == {f'q{i}' for i in range(37, 45)} - {'q40'}
+
+
+def test_msmarco_keeps_the_texts_of_each_collection(msmarco, msmarco_data):
+    _, data = msmarco_data()
+    with (msmarco / 'collection.tsv').open('a') as out:
+        out.write('another\trose\n')
+    _, other = msmarco_data()
+    assert len(other.texts) == len(data.texts) + 1 and other.kept != data.kept
+
+
+def test_msmarco_reads_ids_as_they_are_written(msmarco, msmarco_data):
+    (msmarco / 'qrels.dl19.tsv').write_text('q45 0 NA 1\nq45 0 "d1 2\n')
+    (msmarco / 'candidates.dev.tsv').write_text('q44\t"d1\t2\nq44\tNA\t1\n')
+    module, data = msmarco_data()
+    assert data.qrels('dl19')['docno'].tolist() == ['NA', '"d1']
+    found = module.best_candidates(msmarco / 'candidates.dev.tsv', data.held_out)
+    assert found['docno'].tolist() == ['NA', '"d1']
+
+
+def test_msmarco_writes_its_table_after_each_split(msmarco_data, tmp_path, monkeypatch):
+    module, data = msmarco_data()
+    monkeypatch.setattr(module.pt, 'Experiment', lambda systems, topics, *args, **options: pd.DataFrame(
+        {'name': ['rose']} if len(topics) == 15 else 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        module.evaluate(data, {}, tmp_path / 'table.json')
+    assert json.loads((tmp_path / 'table.json').read_text()) == [{'name': 'rose', 'queries': 'dev.small'}]
 
 
 def test_the_readmes_code_runs(own, tmp_path, minilm_dir):
