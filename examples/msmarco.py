@@ -8,8 +8,7 @@ Everything is read from a directory with the files under their published names:
     clusters.tsv                       optional: a cluster a line, qids separated by white space
     queries.dev.small.tsv, qrels.dev.small.tsv     evaluation: the 6,980 dev queries that everybody reports
     queries.dev.tsv, qrels.dev.tsv     all dev queries; some that are not evaluated decide when to stop
-    candidates.dev.tsv                 optional: qid, pid, rank: candidates of validation, instead of BM25's, which is
-                                       then made of the queries that are in it
+    candidates.dev.tsv                 optional: qid, pid, rank: validation's queries and candidates, instead of BM25's
     queries.dl19.tsv, qrels.dl19.tsv, queries.dl20.tsv, qrels.dl20.tsv    optional
     docT5query.tsv                     optional: pid, predicted queries; adds the docT5query row
 
