@@ -15,9 +15,13 @@ from pyterrier_tasb import TasBalanced, Training
 model, data = sys.argv[1:]
 pt.java.init()
 tasb = TasBalanced(model, device='cpu', amp='off', training=Training(
-    steps=20_000, batch_size=4, sampling='random', save_every=2))
+    steps=2000, batch_size=4, sampling='random', save_every=2))
 tasb.fit(pd.read_pickle(data + '/results'), pd.read_pickle(data + '/qrels'), work_dir=data + '/work')
 '''
+
+
+def _heed():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)   # what runs the tests may ignore it, as what runs in the background
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='needs POSIX signals')
@@ -26,7 +30,7 @@ def test_ctrl_c_after_java_has_started(tiny_bert_dir, toy_results, toy_qrels, tm
     toy_qrels.to_pickle(tmp_path / 'qrels')
     with open(tmp_path / 'said', 'w') as said, subprocess.Popen(
             [sys.executable, '-c', SCRIPT, tiny_bert_dir, str(tmp_path)], cwd=tmp_path, stderr=said,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'}) as process:
+            env={**os.environ, 'OMP_NUM_THREADS': '1'}, preexec_fn=_heed) as process:
         while process.poll() is None and not list(tmp_path.glob('work/checkpoints/checkpoint-*/complete.json')):
             time.sleep(.1)
         process.send_signal(signal.SIGINT)
