@@ -73,7 +73,7 @@ class Fit:
     def __init__(self, student: TasBalanced, folder: Path, *, resume: bool, kept: bool = True,
                  processes: int | None = None) -> None:
         self.student, self.folder, self.resume = student, folder, resume
-        self.processes = processes or world_size()
+        self.processes = world_size() if processes is None else processes
         self.training = student.training
         self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
         self.validation: str | None = None   # a fingerprint of the validation data
@@ -468,6 +468,8 @@ class Fit:
                 'amp': student.amp, 'lengths': list(student.max_length),
                 'cluster_encoder': checks.name_of(student.cluster_encoder),
                 **self.training.deciding()}
+        if self.training.sampling != 'random' and self._given_clusters is None and self.training.clusters is None:
+            ours['batches a step'] = self._batches_a_step   # which the number of clusters depends on
         claim(self.folder, 'work', ours)
         self.claimed = True
 

@@ -303,10 +303,12 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             The plan, the texts of its query rows and the texts of its document rows.
 
         Raises:
-            ValueError: As :meth:`fit`.
+            ValueError: As :meth:`fit`; or `processes` is no whole number of at least 1.
         """
         from .fitting import Fit
         from .training.state import main_process_first
+        if processes is not None and (not isinstance(processes, int) or processes < 1):
+            raise ValueError(f'processes={processes!r}: must be a whole number of at least 1')
         with work_directory(work_dir) as folder:
             fit = Fit(self, folder, resume=True, processes=processes)
             with main_process_first(self.device):

@@ -63,6 +63,12 @@ def test_results_are_those_of_numpy(index, n):
     assert found['rank'].tolist() == expected['rank'].tolist()
 
 
+def test_one_result_is_values(index):
+    many, one = HalfPrecisionRetriever(index, 'cpu', 5), HalfPrecisionRetriever(index, 'cpu', 1)
+    pd.testing.assert_frame_equal(one(queries(3)), (many % 1)(queries(3)).reset_index(drop=True), check_dtype=False)
+    assert isinstance(one(queries(1))['docno'][0], str)
+
+
 def test_a_pickle_holds_no_vectors(index):
     one = HalfPrecisionRetriever(index, 'cpu', 5)
     expected = one(queries(2))

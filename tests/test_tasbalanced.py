@@ -537,6 +537,12 @@ def test_a_plan_is_that_of_as_many_processes(tiny_bert_dir, toy_results, toy_qre
         return TasBalanced(tiny_bert_dir, training=training).batch_plan(
             toy_results, toy_qrels, work_dir=tmp_path / name, **options)[0].fingerprint
     assert plan('two', processes=2) == plan('accumulated', accumulation=2) != plan('one')
+    assert plan('two', accumulation=2) == plan('accumulated', processes=2)
+    with pytest.raises(ValueError, match=r'batches a step \(1 there, 2 now\)'):
+        plan('one', processes=2)
+    for wrong in 0, -1, 2.5, '2':
+        with pytest.raises(ValueError, match='processes=.*: must be a whole number'):
+            plan('wrong', processes=wrong)
 
 
 def test_a_file_is_no_work_directory(tasb, toy_results, toy_qrels, tmp_path):

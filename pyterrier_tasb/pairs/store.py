@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import OnDisk, atomic_dir, check_new, check_unharmed, file_fingerprint, read_json, write_json
+from .._files import (
+    OnDisk,
+    atomic_dir,
+    check_new,
+    check_unharmed,
+    disk_named,
+    file_fingerprint,
+    read_json,
+    write_json,
+)
 from ..texts import StringArray, TextStore
 
 _ARRAYS = {'indptr': np.int64, 'pos': np.uint32, 'neg': np.uint32, 'margin': np.float32}
@@ -105,7 +114,8 @@ class ScoredPairs(OnDisk, pt.Artifact):
             pairs.qids, pairs.docnos = list(map(str, qids)), list(map(str, docnos))
             pairs.queries, pairs.docs = None, None
             pairs.__dict__.update(arrays)
-            with tempfile.TemporaryDirectory() as folder:   # the same pairs have one fingerprint, there and here
+            # the same pairs have one fingerprint, in memory and on disk
+            with tempfile.TemporaryDirectory() as folder, disk_named(Path(folder), 'path= may have more'):
                 _write(Path(folder), qids, docnos, arrays)
                 pairs.fingerprint = _fingerprint(Path(folder))
             return pairs

@@ -33,7 +33,7 @@ def in_batch_teacher_of(teacher: Any, text_field: str = 'text') -> Any:  # noqa:
     if isinstance(teacher, (str, os.PathLike)):
         from .late_interaction import LateInteraction
         return LateInteraction(teacher)
-    if isinstance(teacher, WeightedSum):
+    if type(teacher) is WeightedSum:   # a subclass may bind in its own way
         return WeightedSum([(weight, in_batch_teacher_of(some, text_field)) for weight, some in teacher.teachers])
     if hasattr(teacher, 'of_plan') or hasattr(teacher, 'bind'):
         return teacher

@@ -15,9 +15,19 @@ _Texts = tuple[list[str], list[str]]   # ids and texts
 
 
 def scores_of(scored: pd.DataFrame, asked: pd.DataFrame) -> np.ndarray:
-    """float[n], the score of each row asked for, by qid and docno; NaN where the scorer left it out."""
-    scores = scored.set_index(['qid', 'docno'])['score']
-    return scores.reindex(pd.MultiIndex.from_frame(asked[['qid', 'docno']])).to_numpy(dtype=float)
+    """float[n], the score of each row asked for, by qid and docno; NaN where the scorer left it out.
+
+    Raises:
+        ValueError: Rows share qid and docno, and come back in another order: whose score is whose?
+    """
+    scores, wanted = scored.set_index(['qid', 'docno'])['score'], pd.MultiIndex.from_frame(asked[['qid', 'docno']])
+    if scores.index.equals(wanted):
+        return scores.to_numpy(dtype=float)
+    if not scores.index.is_unique:
+        raise ValueError(f'{int(scores.index.duplicated().sum())} scored rows repeat a (qid, docno), first '
+                         f'{scores.index[scores.index.duplicated()][0]}, in another order than was asked: give each '
+                         'passage a docno of its own, or drop_duplicates(["qid", "docno"]) first')
+    return scores.reindex(wanted).to_numpy(dtype=float)
 
 
 class ScorerTeacher:

@@ -50,9 +50,9 @@ class WeightedSum(pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with the sum as `score`, and `rank`."""
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
-        total, distinct = np.zeros(len(inp)), inp.drop_duplicates(['qid', 'docno'])
+        total = np.zeros(len(inp))
         for weight, teacher in self.teachers:
-            total += weight * scores_of(teacher(distinct), inp)
+            total += weight * scores_of(teacher(inp), inp)
         if np.isnan(total).any():
             raise ValueError(f'{int(np.isnan(total).sum())} of {len(inp)} rows were not scored by every teacher')
         return pt.model.add_ranks(inp.assign(score=total))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import TrainerState
 
 from .._files import add_file, atomic_dir, read_json, write_json
 from .._locks import rank
@@ -61,9 +62,9 @@ def found_in(output_dir: Path) -> list[Path]:
     return [folder for folder in output_dir.glob('checkpoint-*') if number(folder) >= 0]
 
 
-def log_of(checkpoint: Path) -> list[dict[str, float]]:
-    """What was logged until then."""
-    return read_json(checkpoint / _STATE)['log_history']
+def state_of(checkpoint: Path) -> TrainerState:
+    """Step, log and best step until then."""
+    return TrainerState.load_from_json(str(checkpoint / _STATE))
 
 
 def _best(checkpoint: Path) -> Path:

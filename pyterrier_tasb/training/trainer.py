@@ -16,7 +16,7 @@ import pyterrier as pt
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
@@ -396,12 +396,14 @@ def _callbacks(training: Training, has_validation: bool, progress: _Progress) ->
     return callbacks
 
 
-def _is_over(training: Training, step: int, log: list[dict[str, float]]) -> bool:
+def _is_over(training: Training, state: TrainerState) -> bool:
     """Whether validations without gain are enough; by the log alone, so that resumed runs end where whole ones do."""
-    values = [entry[f'eval_{training.measure}'] for entry in log if f'eval_{training.measure}' in entry]
+    measure = f'eval_{training.measure}'
+    values = [entry[measure] for entry in state.log_history if measure in entry]
     if training.patience is None or not values:
         return False
-    return len(values) - 1 - values.index(max(values)) >= training.patience and step >= training.patience_from
+    waited = len(values) - 1 - values.index(max(values))
+    return waited >= training.patience and state.global_step >= training.patience_from
 
 
 class _Patience(TrainerCallback):
@@ -411,7 +413,7 @@ class _Patience(TrainerCallback):
         self.training = training
 
     def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
-        if _is_over(self.training, state.global_step, state.log_history):
+        if _is_over(self.training, state):
             control.should_training_stop = True
 
 
@@ -480,14 +482,14 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     if checkpoint is None:
         checkpoints.begin(module, output_dir, resume=resume)
     start = checkpoints.number(checkpoint) if checkpoint else 0
-    over = bool(checkpoint and validate) and _is_over(training, start, checkpoints.log_of(checkpoint))
+    over = bool(checkpoint and validate) and _is_over(training, checkpoints.state_of(checkpoint))
     progress = _Progress(desc)
     # also where the caller wants no gradients, as who encodes and trains in one block does
     with _turn(desc), untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
         trainer = _Trainer(module, args, training, batches, loss, _in_eval_mode(module, validate),
-                           [*_callbacks(training, validate is not None, progress), *extra_callbacks],
-                           training.steps if over else start, save_memory)
+                           [*_callbacks(training, validate is not None, progress), *extra_callbacks], start,
+                           save_memory)
         trainer.remove_callback(PrinterCallback)
         if checkpoint:
             then = ', where it had stopped early' if over else ''
@@ -497,7 +499,10 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                 f'{training.learning_rate * training.rate_at(start):.3g}{then}')
         take_ctrl_c()
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if over:
+                trainer.state = checkpoints.state_of(checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.read_losses()
             if validate is not None and trainer.state.best_global_step:
                 checkpoints.take_best(module, output_dir, trainer.state.best_global_step)

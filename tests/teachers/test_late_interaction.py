@@ -408,6 +408,15 @@ def test_labels_of_validation_may_be_any_whole_numbers(tiny_bert_dir, toy_result
     assert best(toy_qrels.astype({'label': kind})) == best(toy_qrels)
 
 
+def test_other_batches_a_step_are_another_run(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    def fit(accumulation):
+        training = FAST.replace(accumulation=accumulation)
+        teacher_of(tiny_bert_dir, training=training).fit(toy_results, toy_qrels, work_dir=tmp_path, resume=True)
+    fit(1)
+    with pytest.raises(ValueError, match=r'batches a step \(1 there, 2 now\)'):
+        fit(2)
+
+
 def test_a_device_may_be_set_by_its_name(tiny_bert_dir, toy_results, toy_qrels):
     teacher = teacher_of(tiny_bert_dir, training=FAST)
     teacher.device = 'cpu'

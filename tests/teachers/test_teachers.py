@@ -273,12 +273,12 @@ def test_scorers_read_the_column_that_the_student_reads(stores, plan, tmp_path, 
     np.testing.assert_array_equal(found, expected(length)[np.ix_(*ROWS)])
 
 
-def test_a_sum_scores_repeated_rows_alike(frame):
-    class Shuffled(pt.Transformer):
-        def transform(self, inp):
-            return words()(inp).iloc[::-1]
-    total = WeightedSum([(2.0, Shuffled())])
-    assert total(pd.concat([frame, frame]))['score'].tolist() == total(frame)['score'].tolist() * 2
+def test_passages_of_one_docno_have_scores_of_their_own_or_are_named(frame):
+    one = frame.assign(docno='d')
+    total = WeightedSum([(2.0, pt.apply.doc_score(lambda row: len(row['text'])))])
+    assert total(one)['score'].tolist() == [2.0 * len(text) for text in one['text']]
+    with pytest.raises(ValueError, match=r"repeat a \(qid, docno\), first \('q.', 'd'\), in another order"):
+        WeightedSum([(2.0, words())])(one)   # which answers in the order of its scores
 
 
 def test_a_checkpoints_name_is_a_late_interaction_teacher(stores, plan, tmp_path, tiny_bert_dir):

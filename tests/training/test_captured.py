@@ -192,6 +192,8 @@ def test_too_little_memory_for_the_teacher_ends_the_captures(tiny_distilbert_dir
     fit = fitting.Fit(tasb, tmp_path, resume=False)
     assert not fit._save_memory(2, None) and fit.economies.plain_from > 6   # nothing that the student could give up
     fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
+    assert fit._save_memory(3, batch()) and fit.economies.plain_from == 3 and fit._captured is None
+    fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
     assert fit._save_memory(2, None) and fit.economies.plain_from == 1 and fit._captured is None
     assert 'going on without captured steps' in capsys.readouterr().err
     assert not fit._save_memory(2, None)
