@@ -5,7 +5,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import cached_property
@@ -126,8 +126,10 @@ class Fit:
                            teacher=self._pairwise_teacher(), text_field=student.text_field,
                            scores_needed=self._scores_needed,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=student,
-                           claim=self._claim, check_number=lambda n: self._check_number(n, 'a positive in the qrels'))
+                           claim=self._claim, check_queries=self._check_queries)
         self.report['dropped'] = examples.dropped
+        given = 'docno' in topics_or_res.columns
+        self.report['candidates'] = 'those given' if given else checks.name_of(student.negatives)
         if found:
             self._check_teacher(examples)
         self._check_usable(examples.pairs)
@@ -217,6 +219,14 @@ class Fit:
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
         return ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
 
+    def _check_queries(self, qids: pd.Series) -> None:
+        """See before anything is mined or scored that there are enough, and that given clusters know some."""
+        self._check_number(len(qids), 'a positive in the qrels')
+        if self._given_clusters is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')   # which of them are known is said of those that are left
+                self._clusters_of(list(qids))
+
     def _check_number(self, queries: int, what: str) -> None:
         if queries < self.training.batch_size:
             raise ValueError(f'{queries} queries have {what}, fewer than a batch of {self.training.batch_size}: give '
@@ -259,17 +269,26 @@ class Fit:
         return RerankingPool(candidates, qrels, self.training.measure, student.text_field, corpus=texts,
                              folder=self.folder / f'validation-{self.validation}')
 
+    def validate_untrained(self, pool: RerankingPool | None) -> None:
+        """Measure the student before it learns, and before hours of mining: a measure that fails shows here."""
+        if pool is None:
+            return
+        path = self.folder / f'validation-{self.validation}' / f'untrained-{self.base_weights[:8]}.json'
+        if not path.exists():   # kept, because the student of a resumed call is no longer untrained
+            self.student.encoder.eval()
+            with torch.no_grad():
+                write_json(path, pool(self.student.encoder))
+        self.report['untrained_value'] = read_json(path, needs=[self.training.measure])[self.training.measure]
+
     # ---- what goes in a batch ----------------------------------------------------------------------------------
 
     def clusters(self, examples: Examples) -> QueryClusters | None:
         """Topics of the training queries; None for random batches."""
         if self.training.sampling == 'random':
             return None
-        given, path = self._given_clusters, self.folder / 'clusters'
-        if isinstance(given, QueryClusters):
-            return given.of_queries(examples.pairs.qids)
-        if given is not None:
-            return QueryClusters.read_text(given, examples.pairs.qids)
+        path = self.folder / 'clusters'
+        if self._given_clusters is not None:
+            return self._clusters_of(examples.pairs.qids)
         if not path.exists():
             training = self.training
             k = training.clusters or default_k(examples.pairs.n_queries, self._n_batches * training.clusters_per_batch)
@@ -277,6 +296,10 @@ class Fit:
                 QueryClusters.fit(vectors, k, qids=examples.pairs.qids, spherical=training.spherical,
                                   seed=training.seed).save(path)
         return QueryClusters(path)
+
+    def _clusters_of(self, qids: Sequence[str]) -> QueryClusters:
+        given = self._given_clusters
+        return given.of_queries(qids) if isinstance(given, QueryClusters) else QueryClusters.read_text(given, qids)
 
     @contextmanager
     def _query_vectors(self, examples: Examples) -> Iterator[np.ndarray]:
@@ -358,6 +381,11 @@ class Fit:
         finally:
             self.__dict__.pop('_captured', None)   # and the memory of its graphs
         self.student._unfinished = None
+        untrained = self.report.get('untrained_value')
+        if untrained is not None and record.best_value < untrained:
+            warnings.warn(f'{self.training.measure} of the validation queries was {untrained:.4f} before training and '
+                          f'{record.best_value:.4f} at best since: lower the learning rate, or look at the teacher',
+                          stacklevel=3)
         return {**self.report, **record.to_dict(), 'seconds': self.count_seconds(), 'hardware': hardware(),
                 'versions': versions()}
 

@@ -1,6 +1,7 @@
 """The README of a saved model: what it is, how it was trained, how to use it."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def model_card(tasb: TasBalanced) -> str:
     Args:
         tasb: The encoder, trained or not.
     """
-    sections = [_HEADER + f'# {tasb.model_name}', _what(tasb), _use(tasb)]
+    sections = [_HEADER + f'# {_place(tasb.model_name)}', _what(tasb), _use(tasb)]
     if tasb.record:
         sections += [_data(tasb.record), _hyper_parameters(tasb.record), _measures(tasb.record)]
     sections.append('## Reference\n\nHofstätter, Lin, Yang, Lin, Hanbury: Efficiently Teaching an Effective Dense '
@@ -57,10 +58,20 @@ def _table(rows: dict[str, object]) -> str:
 
 
 def _data(record: dict) -> str:
-    rows = {'base model': record['base_model'], **{name: _short(value) for name, value in record['pairs'].items()},
-            'query clusters': record['clusters'], 'dropped': record.get('dropped', 'not counted') or 'nothing',
-            'pairwise teacher': record.get('pairwise_teacher'), 'in-batch teacher': record.get('in_batch_teacher')}
+    dropped = record.get('dropped', 'not counted') or 'nothing'
+    if isinstance(dropped, dict):
+        dropped = '; '.join(f'{n:,} {what}' for what, n in dropped.items())
+    rows = {'base model': _place(record['base_model']),
+            **{name: _short(value) for name, value in record['pairs'].items()},
+            'query clusters': record['clusters'], 'dropped': dropped,
+            'candidates': record.get('candidates', 'not said'), 'pairwise teacher': record.get('pairwise_teacher'),
+            'in-batch teacher': record.get('in_batch_teacher')}
     return '## Training data\n\n' + _table(rows)
+
+
+def _place(name: str) -> str:
+    """A model's name, of a directory its last two parts: where it lies on this machine is nobody else's."""
+    return '/'.join(Path(name).parts[-2:]) if Path(name).is_absolute() else name
 
 
 def _short(value: object) -> object:
@@ -77,7 +88,8 @@ def _hyper_parameters(record: dict) -> str:
 def _measures(record: dict) -> str:
     import ir_measures
     measure = str(ir_measures.parse_measure(record['training']['measure']))   # the name that the history has
-    values = {entry['step']: entry[measure] for entry in record['history'] if measure in entry}
+    values = {0: record['untrained_value']} if 'untrained_value' in record else {}
+    values |= {entry['step']: entry[measure] for entry in record['history'] if measure in entry}
     rows = {'steps': record['steps'], 'seconds': record['seconds'],
             **{f'validation {measure}, step {step}': f'{value:.4f}' for step, value in values.items()},
             'weights kept from step': record['best_step'] or record['steps'],

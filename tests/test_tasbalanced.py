@@ -558,6 +558,60 @@ def test_a_plan_may_be_made_where_training_cannot_be(tiny_bert_dir, toy_results,
         tasb.fit(toy_results, toy_qrels)
 
 
+def test_rewritten_queries_are_not_learnt(tasb, toy_results, toy_qrels, tmp_path):
+    rewritten = pt.model.push_queries(pt.model.push_queries(toy_results).assign(
+        query='applypipeline:off rose^1.5')).assign(query='rose')
+    with pytest.warns(UserWarning, match="60 queries of the training frame were rewritten .*'query_1'"):
+        tasb.fit(rewritten, toy_qrels, work_dir=tmp_path)
+    learnt, asked = TextStore(tmp_path / 'queries'), toy_results.set_index('qid')['query'].to_dict()
+    assert dict(zip(learnt.ids, learnt.take(np.arange(len(learnt))))) == asked
+
+
+def test_queries_that_a_sum_of_pipelines_lost_are_found_again(tasb, toy_results, toy_qrels, recwarn):
+    first = toy_results['query'].where(toy_results['rank'] < 3)
+    tasb.fit(toy_results.assign(query=first), toy_qrels)
+    with pytest.raises(ValueError, match=r'12 rows of the training frame have no query text \(qids q0\)'):
+        tasb.fit(toy_results.assign(query=first.where(toy_results['qid'] != 'q0')), toy_qrels)
+
+
+def test_the_untrained_encoder_is_measured_first(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    def fresh():
+        return TasBalanced(tiny_bert_dir, training=FAST.replace(learning_rate=.5, batch_size=4), amp='off', device='cpu')
+    tasb, again = fresh(), fresh()
+    measured = pt.Evaluate(tasb(toy_results), toy_qrels, [nDCG @ 10])['nDCG@10']
+    with pytest.warns(UserWarning, match=r'was 0\.\d+ before training and 0\.\d+ at best since: lower'):
+        tasb.fit(toy_results, toy_qrels, toy_results, toy_qrels, work_dir=tmp_path / 'work')
+    assert tasb.record['untrained_value'] == pytest.approx(measured) and measured > tasb.record['best_value']
+    assert f'| validation nDCG@10, step 0 | {measured:.4f} |' in (tasb.save(tmp_path / 'm') / 'README.md').read_text()
+    with pytest.warns(UserWarning, match='before training'):
+        again.fit(toy_results, toy_qrels, toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True)
+    assert again.record['untrained_value'] == tasb.record['untrained_value']
+
+
+def test_clusters_of_other_queries_are_refused_before_anything_is_scored(tiny_bert_dir, toy_topics, toy_qrels,
+                                                                         toy_results, toy_corpus, tmp_path):
+    (tmp_path / 'clusters.tsv').write_text('a b c\nd e f\n')
+    asked = []
+
+    def miner(topics):
+        asked.append(len(topics))
+        return toy_results[toy_results['qid'].isin(topics['qid'])]
+    tasb = TasBalanced(tiny_bert_dir, negatives=pt.apply.generic(miner), corpus=TextStore.build(tmp_path / 'texts', (
+        (doc['docno'], doc['text']) for doc in toy_corpus)), clusters=tmp_path / 'clusters.tsv', training=FAST)
+    with pytest.raises(ValueError, match='none of its 6 query ids is a training query'):
+        tasb.fit(toy_topics, toy_qrels)
+    assert not asked
+
+
+def test_the_card_has_no_place_of_this_machine(tasb, toy_results, toy_qrels, tmp_path):
+    lacking = toy_results[toy_results['docno'] != 'd3a']
+    with pytest.warns(UserWarning, match='dropped'):
+        tasb.fit(lacking, toy_qrels)
+    card = (tasb.save(tmp_path / 'model') / 'README.md').read_text()
+    assert str(tmp_path.parent) not in card and '| dropped | 1 positives that the candidates lack' in card
+    assert tasb.record['candidates'] == 'those given' and '| candidates | those given |' in card
+
+
 def test_the_record_names_who_taught(tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus, tmp_path):
     pairs = ScoredPairs.from_results(toy_results, toy_qrels)
     texts = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))

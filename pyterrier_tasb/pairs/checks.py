@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, 
     pt.validate.columns(frame, includes=['qid', 'query'], context=context)
     is_results = 'docno' in frame.columns
     frame = _string_ids(frame, ('qid', 'docno') if is_results else ('qid',), f'{what} frame')
+    frame = _users_queries(frame, what)
     blank = is_blank(frame['query'])
     if blank.any():
         raise ValueError(f'{int(blank.sum())} rows of the {what} frame have no query text '
@@ -122,6 +124,25 @@ def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, 
             raise ValueError(f'{int(wrong.sum())} values of column {text_field!r} of the {what} results are no text '
                              f'(docnos {first(frame.loc[wrong, "docno"])})')
     return topics, frame.reset_index(drop=True)
+
+
+def _users_queries(frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Queries as users write them, which the student will be asked: rewriters put others in their place."""
+    before = [name for name in frame.columns if re.fullmatch(r'query_\d+', str(name))]
+    if before:
+        first_of_all = max(before, key=lambda name: int(name.partition('_')[2]))   # each rewriting moves them up by one
+        theirs = frame[first_of_all].astype(object).where(frame[first_of_all].notna(), frame['query'])
+        rewritten = frame.loc[theirs != frame['query'], 'qid'].nunique()
+        if rewritten:
+            warnings.warn(f'{rewritten} queries of the {what} frame were rewritten on the way: their own words, column '
+                          f'{first_of_all!r}, are taken. pt.rewrite.reset() brings them back for the stages between',
+                          stacklevel=4)
+            frame = frame.assign(query=theirs)
+    lost = frame['query'].isna()
+    if lost.any():   # a sum of pipelines keeps the query of rows that both sides have
+        known = frame[~lost].drop_duplicates('qid').set_index('qid')['query']
+        frame = frame.assign(query=frame['query'].astype(object).where(~lost, frame['qid'].map(known)))
+    return frame
 
 
 def check_distinct(results: pd.DataFrame, what: str) -> None:

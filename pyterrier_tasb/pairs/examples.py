@@ -61,7 +61,7 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
             teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True,
             max_pairs_per_query: int | None = 1000, seed: int = 0, context: Any = None,  # noqa: ANN401
             claim: Callable[[dict[str, Any]], None] | None = None,
-            check_number: Callable[[int], None] | None = None) -> Examples:
+            check_queries: Callable[[pd.Series], None] | None = None) -> Examples:
     """Check what a user gave and turn it into examples, in `folder` or found there.
 
     Args:
@@ -77,7 +77,7 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
         seed: Of that choice.
         context: The transformer that asks, for messages.
         claim: Called with fingerprints of the data, after all checks and before anything is written.
-        check_number: Called with the number of queries that have positives, before any is mined or scored.
+        check_queries: Called with the qids that have positives, before any is mined or scored.
 
     Raises:
         ValueError: Nothing can be learnt from it; the message names column, ids and remedy.
@@ -89,8 +89,8 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
     check_overlap(topics, qrels, 'training')
     _check_source(results, negatives, corpus, teacher, text_field, scores_needed)
     topics = topics[topics['qid'].isin(set(qrels.loc[qrels['label'] > 0, 'qid']))].reset_index(drop=True)
-    if check_number is not None:
-        check_number(len(topics))
+    if check_queries is not None:
+        check_queries(topics['qid'])
     if claim is not None:
         claim({'topics': frame_fingerprint(topics, ('qid', 'query')),
                'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label')),

@@ -57,6 +57,8 @@ def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query:
     labelled = results[['qid', 'docno', 'score']].astype({'score': float})
     labelled = labelled.merge(qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
     positive = labelled['label'] > 0
+    if not positive.any():
+        _check_whole(results, qrels)
     pairs = labelled[positive].merge(labelled[~positive], on='qid', suffixes=('_pos', '_neg'))
     pairs = pd.DataFrame({'qid': pairs['qid'], 'pos': pairs['docno_pos'], 'neg': pairs['docno_neg'],
                           'margin': (pairs['score_pos'] - pairs['score_neg']).astype(np.float32)})
@@ -66,6 +68,20 @@ def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query:
     key = pd.util.hash_pandas_object(pairs[['qid', 'pos', 'neg']].astype(object), index=False,
                                      hash_key=f'{seed:016d}'[-16:])
     return pairs[key.groupby(pairs['qid']).rank(method='first') <= max_pairs_per_query].reset_index(drop=True)
+
+
+def _check_whole(results: pd.DataFrame, qrels: pd.DataFrame) -> None:
+    """Refuse passages of judged documents: their ids are others.
+
+    Raises:
+        ValueError: The results are passages that `pt.text.sliding` made.
+    """
+    of = results['docno'].astype(object).map(lambda docno: docno.partition('%p')[0])
+    passages = results.loc[(of != results['docno']) & of.isin(set(qrels['docno'])), 'docno']
+    if len(passages):
+        raise ValueError(f'the results are passages of judged documents (docnos {first(passages)}), and qrels know the '
+                         'documents: put pt.text.max_passage() before this stage, or give the whole of '
+                         'sliding >> scorer >> max_passage as pairwise_teacher=')
 
 
 def from_frame(frame: pd.DataFrame, path: str | os.PathLike | None, run: dict | None = None) -> ScoredPairs:

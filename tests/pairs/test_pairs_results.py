@@ -105,3 +105,9 @@ def test_frames_that_cannot_be_used(some, toy_qrels, tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         ScoredPairs.from_results(*change(some, toy_qrels), tmp_path / 'pairs')
     assert not list(tmp_path.iterdir())
+
+
+def test_passages_of_judged_documents_are_named(toy_results, toy_qrels):
+    passages = toy_results.assign(docno=toy_results['docno'] + '%p0')
+    with pytest.raises(ValueError, match=r'are passages of judged documents \(docnos d0b%p0.*max_passage'):
+        ScoredPairs.from_results(passages, toy_qrels)
