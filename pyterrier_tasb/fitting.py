@@ -121,6 +121,8 @@ class Fit:
         if pairs is not None:
             return self._given_pairs(topics_or_res, qrels, pairs)
         student, training = self.student, self.training
+        if self._scores_needed and student.pairwise_teacher is None:
+            checks.warn_of_old_scores(topics_or_res)
         found = (self.folder / 'pairs').exists()   # whole, by an earlier call
         examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
                            teacher=self._pairwise_teacher(), text_field=student.text_field,

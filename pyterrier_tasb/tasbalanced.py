@@ -24,6 +24,7 @@ from .encoding.encoder import weights_fingerprint
 from .encoding.precision import check_trains, device_of, has_bf16
 from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
+from .pairs.checks import learnt_from
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training
@@ -283,6 +284,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 finally:
                     self._learning_in = self._weights = None
                     self.model_name = fit.identity()
+        if pairs is None:
+            learnt_from(topics_or_res_tr, self)
         return self
 
     def batch_plan(self, topics_or_res: pd.DataFrame | None = None, qrels: pd.DataFrame | None = None, *,

@@ -575,9 +575,8 @@ def test_queries_that_a_sum_of_pipelines_lost_are_found_again(tasb, toy_results,
 
 
 def test_the_untrained_encoder_is_measured_first(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
-    def fresh():
-        return TasBalanced(tiny_bert_dir, training=FAST.replace(learning_rate=.5, batch_size=4), amp='off', device='cpu')
-    tasb, again = fresh(), fresh()
+    training = FAST.replace(learning_rate=.5, batch_size=4)
+    tasb, again = (TasBalanced(tiny_bert_dir, training=training, amp='off', device='cpu') for _ in range(2))
     measured = pt.Evaluate(tasb(toy_results), toy_qrels, [nDCG @ 10])['nDCG@10']
     with pytest.warns(UserWarning, match=r'was 0\.\d+ before training and 0\.\d+ at best since: lower'):
         tasb.fit(toy_results, toy_qrels, toy_results, toy_qrels, work_dir=tmp_path / 'work')

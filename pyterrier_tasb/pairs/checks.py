@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import re
 import warnings
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+
+_learnt_from: tuple[Callable[[], pd.DataFrame | None], str] = (lambda: None), ''
 
 
 def first(values: Any, n: int = 5) -> str:  # noqa: ANN401
@@ -40,6 +44,21 @@ def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None
             where = f' ({ids}s {first(wrong[ids])})' if ids in wrong.columns else ''
             raise ValueError(f'{context!r}: {len(wrong)} of {len(frame)} values of column {column!r} are no text{where}'
                              f', first {wrong[column].iloc[0]!r:.60}: load it, or drop these rows')
+
+
+def learnt_from(frame: pd.DataFrame, who: Any) -> None:  # noqa: ANN401
+    """Remember the last frame that something was trained on: a pipeline's `fit` hands it on as it came."""
+    global _learnt_from
+    _learnt_from = weakref.ref(frame), repr(who)
+
+
+def warn_of_old_scores(frame: pd.DataFrame) -> None:
+    """Say that scores which arrive from a stage that was just trained are not its own."""
+    of, who = _learnt_from
+    if frame is not None and of() is frame:
+        warnings.warn(f'{who} was trained on the very frame that arrives, whose scores are older: the fit of a '
+                      'pipeline trains each stage that can learn and hands on what came before it. To be taught by '
+                      'it, fit without it and give it as pairwise_teacher=', stacklevel=5)
 
 
 def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:  # noqa: ANN401

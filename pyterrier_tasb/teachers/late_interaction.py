@@ -20,7 +20,7 @@ from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
 from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
-from ..pairs.checks import check_texts
+from ..pairs.checks import check_texts, learnt_from
 from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert
@@ -274,6 +274,7 @@ class LateInteraction(pt.Estimator):
         with work_directory(work_dir, resume=resume) as folder:
             self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
                                         folder, resume, work_dir is not None)
+        learnt_from(topics_or_res_tr, self)
         return self
 
     def weights_changed(self) -> None:

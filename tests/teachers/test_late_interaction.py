@@ -408,6 +408,21 @@ def test_labels_of_validation_may_be_any_whole_numbers(tiny_bert_dir, toy_result
     assert best(toy_qrels.astype({'label': kind})) == best(toy_qrels)
 
 
+def test_a_teacher_in_the_pipeline_that_is_fitted_is_warned_of(tiny_bert_dir, toy_results, toy_topics, toy_qrels,
+                                                               recwarn):
+    candidates = pt.apply.generic(lambda topics: toy_results[toy_results['qid'].isin(topics['qid'])].copy())
+    teacher = teacher_of(tiny_bert_dir, training=FAST)
+    (candidates >> teacher).fit(toy_topics, toy_qrels)
+    reads_scores = Training(steps=2, batch_size=8)
+    student = TasBalanced(tiny_bert_dir, training=reads_scores)
+    (candidates >> student).fit(toy_topics, toy_qrels)
+    (candidates >> TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=reads_scores)).fit(toy_topics, toy_qrels)
+    assert not [warning for warning in recwarn if 'pairwise_teacher=' in str(warning.message)]
+    for learner in teacher, student:
+        with pytest.warns(UserWarning, match='was trained on the very frame .* give it as pairwise_teacher='):
+            (candidates >> learner >> TasBalanced(tiny_bert_dir, training=reads_scores)).fit(toy_topics, toy_qrels)
+
+
 def test_other_batches_a_step_are_another_run(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
     def fit(accumulation):
         training = FAST.replace(accumulation=accumulation)
