@@ -416,7 +416,8 @@ def test_a_teacher_in_the_pipeline_that_is_fitted_is_warned_of(tiny_bert_dir, to
     reads_scores = Training(steps=2, batch_size=8)
     student = TasBalanced(tiny_bert_dir, training=reads_scores)
     (candidates >> student).fit(toy_topics, toy_qrels)
-    (candidates >> TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=reads_scores)).fit(toy_topics, toy_qrels)
+    taught = TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=reads_scores)
+    (candidates >> taught).fit(toy_topics, toy_qrels)
     assert not [warning for warning in recwarn if 'pairwise_teacher=' in str(warning.message)]
     for learner in teacher, student:
         with pytest.warns(UserWarning, match='was trained on the very frame .* give it as pairwise_teacher='):
