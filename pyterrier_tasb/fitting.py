@@ -77,6 +77,7 @@ class Fit:
         self.training = student.training
         self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
         self.validation: str | None = None   # a fingerprint of the validation data
+        self.pool: RerankingPool | None = None
         self.given_pairs = False   # with margins
         self.claimed = False   # the work directory, as this run's
         self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
@@ -268,18 +269,19 @@ class Fit:
         self.validation = fingerprint(
             frame_fingerprint(candidates, ('qid', 'query', 'docno', student.text_field)),
             frame_fingerprint(qrels, ('qid', 'docno', 'label')), None if texts is None else texts.fingerprint)
-        return RerankingPool(candidates, qrels, self.training.measure, student.text_field, corpus=texts,
-                             folder=self.folder / f'validation-{self.validation}')
+        self.pool = RerankingPool(candidates, qrels, self.training.measure, student.text_field, corpus=texts,
+                                  folder=self.folder / f'validation-{self.validation}')
+        return self.pool
 
-    def validate_untrained(self, pool: RerankingPool | None) -> None:
+    def _validate_untrained(self) -> None:
         """Measure the student before it learns, and before hours of mining: a measure that fails shows here."""
-        if pool is None:
+        if self.pool is None:
             return
         path = self.folder / f'validation-{self.validation}' / f'untrained-{self.base_weights[:8]}.json'
         if not path.exists():   # kept, because the student of a resumed call is no longer untrained
             self.student.encoder.eval()
             with torch.no_grad():
-                write_json(path, pool(self.student.encoder))
+                write_json(path, self.pool(self.student.encoder))
         self.report['untrained_value'] = read_json(path, needs=[self.training.measure])[self.training.measure]
 
     # ---- what goes in a batch ----------------------------------------------------------------------------------
@@ -490,7 +492,7 @@ class Fit:
         return f'{self.base_name.partition("#")[0]}#tasb-{weights[:8]}'
 
     def _claim(self, data: dict[str, Any]) -> None:
-        """Mark the work directory as this run's, or refuse one that is another's."""
+        """Mark the work directory as this run's, or refuse another's; what was given has been checked before."""
         student = self.student
         # not its name: a model directory may be named in several ways, and may have moved
         ours = {**data, 'weights': self.base_weights, 'tokenizer': student.encoder.tokenizer_fingerprint,
@@ -502,6 +504,7 @@ class Fit:
             ours['batches a step'] = self._batches_a_step   # which the number of clusters depends on
         claim(self.folder, 'work', ours)
         self.claimed = True
+        self._validate_untrained()
 
 
 class _AtCheckpoints(TrainerCallback):

@@ -273,7 +273,6 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 with main_process_first(self.device):
                     fit.check_teachers()
                     pool = fit.validation_pool(topics_or_res_va, qrels_va)         # when to stop
-                    fit.validate_untrained(pool)
                     examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)     # what to learn from
                     clusters = fit.clusters(examples)                              # topics, once
                     batches = fit.batches(examples, clusters)                      # what is in a batch, whom to imitate
