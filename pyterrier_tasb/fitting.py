@@ -77,7 +77,7 @@ class Fit:
         self.training = student.training
         self._given_clusters = _opened(student.clusters) if self.training.sampling != 'random' else None
         self.validation: str | None = None   # a fingerprint of the validation data
-        self.pool: RerankingPool | None = None
+        self.pool: RerankingPool | None = None   # what validation re-ranks
         self.given_pairs = False   # with margins
         self.claimed = False   # the work directory, as this run's
         self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
@@ -178,7 +178,7 @@ class Fit:
     def _given_pairs(self, topics: pd.DataFrame | None, qrels: pd.DataFrame | None,
                      pairs: ScoredPairs | Iterable) -> Examples:
         student = self.student
-        positives, of_qrels = None, {}   # what else is relevant, for the in-batch bonus and the record
+        positives, of_qrels = None, {}   # what else is relevant, for the in-batch bonus
         if qrels is not None:
             qrels = checks.check_qrels(qrels, 'training', student)
             positives = qrels[qrels['label'] > 0][['qid', 'docno']]
@@ -245,14 +245,14 @@ class Fit:
                              "pairwise_teacher=, or train without a teacher, Training(pairwise_loss='ranknet', "
                              "sampling='tas')")
 
-    def validation_pool(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None) -> RerankingPool | None:
-        """The pool that validation re-ranks; None when there is no validation."""
+    def take_validation(self, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None) -> None:
+        """Make the pool that validation re-ranks, if there is to be any."""
         student = self.student
         if (topics_or_res is None) != (qrels is None):
             raise ValueError('validation needs both topics_or_res_va and qrels_va, or neither; only '
                              f'{"qrels_va" if topics_or_res is None else "topics_or_res_va"} was given')
         if topics_or_res is None:
-            return None
+            return
         qrels = checks.check_qrels(qrels, 'validation', student)
         topics, results = checks.check_topics_or_results(topics_or_res, 'validation', student.text_field,
                                                          context=student)
@@ -271,13 +271,12 @@ class Fit:
             frame_fingerprint(qrels, ('qid', 'docno', 'label')), None if texts is None else texts.fingerprint)
         self.pool = RerankingPool(candidates, qrels, self.training.measure, student.text_field, corpus=texts,
                                   folder=self.folder / f'validation-{self.validation}')
-        return self.pool
 
     def _validate_untrained(self) -> None:
         """Measure the student before it learns, and before hours of mining: a measure that fails shows here."""
         if self.pool is None:
             return
-        path = self.folder / f'validation-{self.validation}' / f'untrained-{self.base_weights[:8]}.json'
+        path = self.pool.folder / f'untrained-{self.base_weights[:8]}.json'
         if not path.exists():   # kept, because the student of a resumed call is no longer untrained
             self.student.encoder.eval()
             with torch.no_grad():
@@ -370,7 +369,7 @@ class Fit:
 
     # ---- how weights move --------------------------------------------------------------------------------------
 
-    def train(self, batches: TrainingBatches, pool: RerankingPool | None) -> dict[str, Any]:
+    def train(self, batches: TrainingBatches) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
         self.student._unfinished = self.begun
@@ -379,7 +378,7 @@ class Fit:
                 f'({self.economies.file})')
         try:
             record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
-                           validate=None if pool is None else lambda: pool(encoder), resume=self.resume,
+                           validate=None if self.pool is None else lambda: self.pool(encoder), resume=self.resume,
                            desc='TAS-Balanced', save_memory=self._save_memory, amp=encoder.amp, kept=self.kept,
                            extra_callbacks=(_AtCheckpoints(self.count_seconds),))
         finally:

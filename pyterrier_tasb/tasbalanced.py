@@ -272,14 +272,14 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             with fit.timed():
                 with main_process_first(self.device):
                     fit.check_teachers()
-                    pool = fit.validation_pool(topics_or_res_va, qrels_va)         # when to stop
+                    fit.take_validation(topics_or_res_va, qrels_va)                # when to stop
                     examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)     # what to learn from
                     clusters = fit.clusters(examples)                              # topics, once
                     batches = fit.batches(examples, clusters)                      # what is in a batch, whom to imitate
                 self._check_at_rest()   # another thread may have come first
                 self._learning_in = threading.get_ident()
                 try:
-                    self.record = fit.train(batches, pool)                         # how weights move
+                    self.record = fit.train(batches)                               # how weights move
                 finally:
                     self._learning_in = self._weights = None
                     self.model_name = fit.identity()

@@ -482,7 +482,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
     if checkpoint is None:
         checkpoints.begin(module, output_dir, resume=resume)
     start = checkpoints.number(checkpoint) if checkpoint else 0
-    over = bool(checkpoint and validate) and _is_over(training, checkpoints.state_of(checkpoint))
+    state = checkpoints.state_of(checkpoint) if checkpoint and validate else None
+    over = state is not None and _is_over(training, state)
     progress = _Progress(desc)
     # also where the caller wants no gradients, as who encodes and trains in one block does
     with _turn(desc), untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
@@ -500,7 +501,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         take_ctrl_c()
         try:
             if over:
-                trainer.state = checkpoints.state_of(checkpoint)
+                trainer.state = state
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.read_losses()
