@@ -221,7 +221,7 @@ def trained_step(encoder: Encoder, data: Data, teacher: str, size: int, rounds: 
         train(encoder, batches, loss, Training(steps=steps, batch_size=size, learning_rate=1e-6, log_every=TOGETHER,
                                                save_every=steps), output_dir=folder, device=clock.device)
     # medians, as the mean would count shapes that come for the first time; of tens, as every tenth step logs
-    took = np.median([began[i + TOGETHER] - began[i] for i in range(warm, steps - TOGETHER)]) / TOGETHER
+    took = np.median([began[i + TOGETHER] - began[i] for i in range(warm - 1, steps - TOGETHER)]) / TOGETHER
     return step_row(f'trained step, B = {size}, {teacher} in-batch teacher', took,
                     np.mean([some.sum() for some in lengths]),
                     np.mean([forward_flops(encoder, some) for some in lengths]), most)

@@ -111,7 +111,7 @@ def _histograms(ax: Axes, edges: np.ndarray, every: np.ndarray, drawn: np.ndarra
 
 
 def learning_curve(record: Mapping[str, Any]) -> Figure:
-    """Loss and, where there was validation, its measure against steps.
+    """Loss and, where there was validation, its measure against steps; at step 0 that of the untrained encoder.
 
     Args:
         record: `TasBalanced.record` or `LateInteraction.record` after a fit.
@@ -119,6 +119,8 @@ def learning_curve(record: Mapping[str, Any]) -> Figure:
     history = pd.DataFrame(record['history'])
     measure = record['training']['measure']
     validated = history.dropna(subset=[measure]) if measure in history else history.iloc[:0]
+    if len(validated) and 'untrained_value' in record:
+        validated = pd.concat([pd.DataFrame({'step': [0], measure: [record['untrained_value']]}), validated])
     figure, axes = _figure(2 if len(validated) else 1)
     logged = history.dropna(subset=['loss']) if 'loss' in history else history.iloc[:0]
     for name in ('loss', 'pairwise', 'in_batch'):

@@ -13,6 +13,7 @@ import pyterrier as pt
 import pyterrier_dr
 import torch
 
+from .encoding.precision import device_of
 from .indexing import is_index
 from .pairs.examples import text_loader
 from .search import FOUND, HalfPrecisionRetriever, fits
@@ -74,7 +75,7 @@ def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex
     if isinstance(num_results, bool) or not isinstance(num_results, numbers.Integral) or num_results < 1:
         raise ValueError(f'num_results={num_results!r}: must be a whole number of at least 1')
     index = _opened(index)
-    device = torch.device(device)
+    device = device_of(device)
     if index.sim_fn == pyterrier_dr.SimFn.dot and fits(index, device):
         pipeline = query_encoder >> HalfPrecisionRetriever(index, device, num_results)
     else:

@@ -10,6 +10,8 @@ import pyterrier_alpha as pta
 import pyterrier_dr
 import torch
 
+from .encoding.precision import device_of
+
 FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}   # of no results, too: floats do not merge with docnos
 
 _ROWS = 65_536   # vectors converted at a time
@@ -95,7 +97,7 @@ class HalfPrecisionRetriever(pt.Transformer):
                  _held: _Held | None = None) -> None:
         if index.sim_fn != pyterrier_dr.SimFn.dot:
             raise ValueError(f'{index!r} is searched by {index.sim_fn}, this by the dot product: use np_retriever()')
-        self.index, self.device, self.num_results = index, torch.device(device), num_results
+        self.index, self.device, self.num_results = index, device_of(device), num_results
         self._held = _held or _Held(index, self.device)
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:

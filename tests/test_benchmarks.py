@@ -60,11 +60,12 @@ def test_gpu_says_when_there_is_none(tmp_path):
 
 
 def test_gpu_runs_where_there_is_none(tmp_path):
-    out = _run('gpu.py', '--device', 'cpu', '--layers', 1, '--rounds', 2, '--batch-sizes', 2, '--passages', 20,
+    out = _run('gpu.py', '--device', 'cpu', '--layers', 1, '--rounds', 1, '--batch-sizes', 2, '--passages', 20,
                '--index-size', 500, cwd=tmp_path)
     for row in ('bare step, plain, B = 2', 'trained step, B = 2, live in-batch teacher', 'encoding 20 passages',
                 'search of 500 vectors, batch 2000'):
         assert f'| {row} |' in out
+    assert ' nan' not in out
 
 
 def test_gpu_profile(tmp_path):

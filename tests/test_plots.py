@@ -84,6 +84,8 @@ def test_learning_curve_shows_what_was_recorded():
     assert ([2, 4], [.5, .7]) in lines(validation).values()
     assert lines(validation)['weights kept'][0] == [4, 4]
     assert validation.get_ylabel() == 'validation nDCG@10'
+    _, validation = plots.learning_curve({**record(), 'untrained_value': .2}).axes
+    assert ([0, 2, 4], [.2, .5, .7]) in lines(validation).values()
 
 
 def test_time_is_in_minutes():

@@ -92,6 +92,7 @@ def test_in_good_standing(index):
     ours = HalfPrecisionRetriever(index, 'cpu')
     assert ours == HalfPrecisionRetriever(index, 'cpu') != HalfPrecisionRetriever(index, 'cpu', 5)
     assert hash(ours) == hash(HalfPrecisionRetriever(index, 'cpu'))
+    assert HalfPrecisionRetriever(index, 'cuda') == HalfPrecisionRetriever(index, 'cuda:0')   # not copied there yet
     with pytest.raises(pt.validate.InputValidationError, match='HalfPrecisionRetriever'):
         ours(queries(2).drop(columns='query_vec'))
     index.sim_fn = pyterrier_dr.SimFn.cos
