@@ -42,7 +42,7 @@ RELEASED = 'sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco'
 IRDS = {'train': 'msmarco-passage/train', 'dev': 'msmarco-passage/dev', 'dev.small': 'msmarco-passage/dev/small',
         'dl19': 'msmarco-passage/trec-dl-2019/judged',
         'dl20': 'msmarco-passage/trec-dl-2020/judged'}
-# TREC's four grades are binarised at 2 (METHOD.md, section 3)
+# TREC's four grades are binarised at 2 (the paper, section 4)
 MEASURES = {'dev.small': [RR @ 10, nDCG @ 10, R @ 1000], 'dl19': [nDCG @ 10, RR(rel=2) @ 10, R(rel=2) @ 1000],
             'dl20': [nDCG @ 10, RR(rel=2) @ 10, R(rel=2) @ 1000]}
 # What every independent evaluation of the released B = 256 checkpoint measures (not what the paper's table says)
