@@ -35,19 +35,19 @@ class QueryEncoder(_Stage, BiQueryEncoder):
             v.query_frame(extra_columns=['query'])
             v.columns(includes=['query'])
         check_texts(inp, 'query', context=self)
-        return super().transform(inp)
+        return inp.assign(query_vec=list(self.bi_encoder_model.encode_queries(inp['query'], verbose=self.verbose)))
 
 
 class DocEncoder(_Stage, BiDocEncoder):
     """Adds `doc_vec`."""
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """Encode passages."""
+        """Encode each distinct passage once."""
         with pt.validate.any(inp, context=self) as v:
             v.document_frame(extra_columns=[self.text_field])
             v.columns(includes=[self.text_field])
         check_texts(inp, self.text_field, context=self)
-        return super().transform(inp)
+        return inp.assign(doc_vec=list(self.bi_encoder_model.encode_docs(inp[self.text_field], verbose=self.verbose)))
 
 
 class TextScorer(_Stage, BiScorer):
@@ -77,9 +77,5 @@ class TextScorer(_Stage, BiScorer):
             return lambda rows: np.stack(vectors[rows])
         check_texts(inp, text, context=self.bi_encoder_model)
         row_of, distinct = pd.factorize(inp[text].astype(object))
-        encoded = encode(distinct)
+        encoded = encode(distinct, verbose=self.verbose)
         return lambda rows: encoded[row_of[rows]]
-
-    def fuse_rank_cutoff(self, k: int) -> None:
-        """A cut after scoring cannot come before it."""
-        return None

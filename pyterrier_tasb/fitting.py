@@ -40,7 +40,7 @@ from .pairs.examples import (
     text_loader,
 )
 from .sampling import BatchPlan, QueryClusters, default_k
-from .teachers import CachedScorer, bind_in_batch_teacher, in_batch_teacher_of
+from .teachers import CachedScorer, WeightedSum, bind_in_batch_teacher, in_batch_teacher_of
 from .teachers.same import check_batch, check_pairs
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
@@ -104,6 +104,8 @@ class Fit:
         if not isinstance(student.pairwise_teacher, (pt.Transformer, type(None))):
             raise ValueError(f'pairwise_teacher={student.pairwise_teacher!r} cannot teach: give a transformer that '
                              'scores (query, text), or None for the scores that arrive')
+        if isinstance(student.pairwise_teacher, WeightedSum):
+            student.pairwise_teacher.check_scores()
         if self._in_batch_teacher_asked:
             # loaded again when it teaches: memory is others' till then
             in_batch_teacher_of(student.in_batch_teacher, student.text_field)
@@ -123,7 +125,7 @@ class Fit:
             return self._given_pairs(topics_or_res, qrels, pairs)
         student, training = self.student, self.training
         if self._scores_needed and student.pairwise_teacher is None:
-            checks.warn_of_old_scores(topics_or_res)
+            checks.warn_of_untaught(student)
         found = (self.folder / 'pairs').exists()   # whole, by an earlier call
         examples = prepare(topics_or_res, qrels, self.folder, negatives=student.negatives, corpus=student.corpus,
                            teacher=self._pairwise_teacher(), text_field=student.text_field,

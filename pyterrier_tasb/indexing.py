@@ -24,12 +24,13 @@ from ._progress import say
 from ._threads import in_order
 from .documents import Corpus, checked
 
+WEIGHTS = 'encoder_weights'   # in an index's pt_meta.json
 _SAVE_EVERY = 5.0   # seconds of encoding that an interruption may lose, beside the batch that is worked on
 
 
 def build_index(corpus: Corpus, path: str | os.PathLike, tokenise: Callable[[int, list[str]], Any],
-                encode: Callable[[Any], np.ndarray], *, key: str, text_field: str = 'text', batch_size: int = 4096,
-                overwrite: bool = False, verbose: bool = False) -> pyterrier_dr.FlexIndex:
+                encode: Callable[[Any], np.ndarray], *, key: str, weights: str, text_field: str = 'text',
+                batch_size: int = 4096, overwrite: bool = False, verbose: bool = False) -> pyterrier_dr.FlexIndex:
     """Encode a corpus into a new FlexIndex, which appears at `path` only when it is whole.
 
     Until then, vectors are kept in `path.part`. The same call after an interruption reads the corpus again from its
@@ -42,6 +43,7 @@ def build_index(corpus: Corpus, path: str | os.PathLike, tokenise: Callable[[int
         tokenise: (row of the first, texts of a batch) → what `encode` takes; called in another thread, a batch ahead.
         encode: → float32[n, D], the vectors of a batch.
         key: What the vectors depend on beside the texts.
+        weights: A hash of the encoder's weights, kept with the index.
         text_field: The passages' text.
         batch_size: Passages encoded and kept at a time.
         overwrite: Replace the dense index at `path`.
@@ -74,7 +76,7 @@ def build_index(corpus: Corpus, path: str | os.PathLike, tokenise: Callable[[int
                         docnos.add(docno)
                     part.keep(vectors, batch)
                     bar.update(len(batch.docnos))
-            part.finish(path, overwrite=overwrite)
+            part.finish(path, weights, overwrite=overwrite)
         except BaseException:
             part.leave()
             raise
@@ -210,14 +212,14 @@ class _Part:
         write_json(self.folder / 'progress.json', self.kept)
         self.saved, self.saved_at = len(self.kept), time.monotonic()
 
-    def finish(self, path: Path, *, overwrite: bool) -> None:
+    def finish(self, path: Path, weights: str, *, overwrite: bool) -> None:
         """Move the index to its place."""
         self._save()
         self.file.close()
         rows = sum(batch['n'] for batch in self.kept)
         write_json(self.index / 'pt_meta.json', {
             'type': pyterrier_dr.FlexIndex.ARTIFACT_TYPE, 'format': pyterrier_dr.FlexIndex.ARTIFACT_FORMAT,
-            'vec_size': self.kept[0]['bytes'] // 4 // self.kept[0]['n'], 'doc_count': rows})
+            'vec_size': self.kept[0]['bytes'] // 4 // self.kept[0]['n'], 'doc_count': rows, WEIGHTS: weights})
         move_into_place(self.index, path, overwrite=overwrite)
 
     def leave(self) -> None:

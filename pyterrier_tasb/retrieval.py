@@ -4,8 +4,9 @@ from __future__ import annotations
 import numbers
 import os
 import reprlib
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,14 @@ import pyterrier as pt
 import pyterrier_dr
 import torch
 
+from ._files import read_json
 from .encoding.precision import device_of
-from .indexing import is_index
+from .indexing import WEIGHTS, is_index
 from .pairs.examples import text_loader
 from .search import FOUND, HalfPrecisionRetriever, fits
+
+if TYPE_CHECKING:
+    from .tasbalanced import TasBalanced
 
 
 class WithoutDocid(pt.Transformer):
@@ -26,6 +31,9 @@ class WithoutDocid(pt.Transformer):
     """
 
     schematic = {'label': 'drop docid'}
+
+    def __init__(self) -> None:
+        super().__init__()   # one that takes nothing: object's takes anything, which pt.inspect cannot name
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results without `docid` and `query_vec`."""
@@ -74,7 +82,7 @@ def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex
     """
     if isinstance(num_results, bool) or not isinstance(num_results, numbers.Integral) or num_results < 1:
         raise ValueError(f'num_results={num_results!r}: must be a whole number of at least 1')
-    index = _opened(index)
+    index = opened(index)
     device = device_of(device)
     if index.sim_fn == pyterrier_dr.SimFn.dot and fits(index, device):
         pipeline = query_encoder >> HalfPrecisionRetriever(index, device, num_results)
@@ -83,7 +91,27 @@ def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex
     return pipeline if text is None else pipeline >> text_loader(text, text_field, name='text')
 
 
-def _opened(index: pyterrier_dr.FlexIndex | str | os.PathLike) -> pyterrier_dr.FlexIndex:
+def check_made_by(index: pyterrier_dr.FlexIndex, encoder: TasBalanced) -> None:
+    """Look at who made an index, as far as it says so.
+
+    Raises:
+        ValueError: Its vectors have another length.
+    """
+    meta = read_json(Path(index.index_path) / 'pt_meta.json')
+    if meta.get('vec_size', encoder.encoder.dim) != encoder.encoder.dim:
+        raise ValueError(f'{index.index_path} has vectors of {meta["vec_size"]} numbers, {encoder!r} makes '
+                         f'{encoder.encoder.dim}: index the corpus with it')
+    if meta.get(WEIGHTS, encoder.weights_fingerprint) != encoder.weights_fingerprint:
+        warnings.warn(f'{index.index_path} was made with other weights than those of {encoder!r}: index the corpus '
+                      'again, to a new path or with overwrite=True', stacklevel=3)
+
+
+def opened(index: pyterrier_dr.FlexIndex | str | os.PathLike) -> pyterrier_dr.FlexIndex:
+    """The index itself, of an index or its path.
+
+    Raises:
+        ValueError: There is none.
+    """
     if isinstance(index, pyterrier_dr.FlexIndex):
         return index
     if not isinstance(index, (str, os.PathLike)):

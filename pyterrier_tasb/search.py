@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,8 @@ def fits(index: pyterrier_dr.FlexIndex, device: torch.device) -> bool:
     """Whether `device` is a GPU with room for the index in half precision and for what a search takes."""
     if device.type != 'cuda':
         return False
+    if _Held.of(index, device).vectors is not None:
+        return True
     _, meta = index.payload(return_docnos=False)
     n, dim = meta['doc_count'], meta['vec_size']
     torch.cuda.empty_cache()   # what PyTorch keeps for itself does not count as free
@@ -58,14 +61,24 @@ def fits(index: pyterrier_dr.FlexIndex, device: torch.device) -> bool:
 
 
 class _Held:
-    """An index's vectors on a device, copied there a block at a time when they are first asked for."""
+    """An index's vectors on a device, copied there a block at a time when they are first asked for.
+
+    All retrievers over one index object share them.
+    """
+
+    there: weakref.WeakValueDictionary[tuple[int, torch.device], _Held] = weakref.WeakValueDictionary()
+
+    @classmethod
+    def of(cls, index: pyterrier_dr.FlexIndex, device: torch.device) -> _Held:
+        """Those of an index on a device."""
+        return cls.there.setdefault((id(index), device), cls(index, device))   # which keep their index, and so its id
 
     def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device) -> None:
         self.index, self.device, self.lock = index, device, threading.Lock()
         self.vectors: torch.Tensor | None = None
 
     def __reduce__(self) -> tuple:
-        return type(self), (self.index, self.device)   # vectors are copied there again, a lock is not copied
+        return _Held.of, (self.index, self.device)   # vectors are copied there again, a lock is not copied
 
     def get(self) -> torch.Tensor:
         """float16[N, D]."""
@@ -93,12 +106,11 @@ class HalfPrecisionRetriever(pt.Transformer):
 
     schematic = {'label': 'exact search'}
 
-    def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device | str, num_results: int = 1000, *,
-                 _held: _Held | None = None) -> None:
+    def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device | str, num_results: int = 1000) -> None:
         if index.sim_fn != pyterrier_dr.SimFn.dot:
             raise ValueError(f'{index!r} is searched by {index.sim_fn}, this by the dot product: use np_retriever()')
         self.index, self.device, self.num_results = index, device_of(device), num_results
-        self._held = _held or _Held(index, self.device)
+        self._held = _Held.of(index, self.device)
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with docno, score and rank, without `query_vec`."""
@@ -106,9 +118,10 @@ class HalfPrecisionRetriever(pt.Transformer):
         inp, results = inp.reset_index(drop=True), pta.DataFrameBuilder(['docno', 'score', 'rank'])
         if len(inp):
             docnos, _ = self.index.payload(return_dvecs=False)
-            queries = torch.from_numpy(np.stack(inp['query_vec'].to_list()).astype(np.float32)).to(self.device)
-            for scores, rows in zip(*(part.cpu().numpy() for part in search(self._held.get(), queries,
-                                                                            self.num_results))):
+            self._held = _Held.of(self.index, device_of(self.device))   # which may have been set since
+            vectors = self._held.get()
+            queries = torch.from_numpy(np.stack(inp['query_vec'].to_list()).astype(np.float32)).to(vectors.device)
+            for scores, rows in zip(*(part.cpu().numpy() for part in search(vectors, queries, self.num_results))):
                 # lists: an array of one would be taken for a value of many rows
                 results.extend({'docno': docnos.fwd[rows].tolist(), 'score': scores.astype(np.float64).tolist(),
                                 'rank': list(range(len(rows)))})
@@ -117,7 +130,7 @@ class HalfPrecisionRetriever(pt.Transformer):
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Search for k only, in the same memory."""
-        return HalfPrecisionRetriever(self.index, self.device, k, _held=self._held) if k < self.num_results else None
+        return HalfPrecisionRetriever(self.index, self.device, k) if k < self.num_results else None
 
     def _key(self) -> tuple:
         return self.index.index_path, self.device, self.num_results

@@ -24,10 +24,11 @@ from .encoding.encoder import weights_fingerprint
 from .encoding.precision import check_trains, device_of, has_bf16
 from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
-from .pairs.checks import learnt_from
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training
+
+_ENCODING = {'query': 'Encoding queries', 'doc': 'Encoding passages'}
 
 
 class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
@@ -88,6 +89,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         Raises:
             ValueError: The directory is no model that can be used; the message says what was looked for.
         """
+        if not isinstance(training, Training):
+            raise ValueError(f'training={training!r:.80}: give Training(…)')
         super().__init__(batch_size=batch_size, text_field=text_field, verbose=verbose)
         self.model_name = str(model_name)
         self.pairwise_teacher = pairwise_teacher
@@ -199,13 +202,15 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """float32[N, D] vectors of passages, with gradients."""
         return self._encode(texts, 'doc', batch_size or self.batch_size)
 
-    def encode_queries(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
-        """float32[N, D] vectors of queries."""
-        return self._encode_distinct(texts, 'query')
+    def encode_queries(self, texts: Iterable[str], batch_size: int | None = None, *,
+                       verbose: bool | None = None) -> np.ndarray:
+        """float32[N, D] vectors of queries; a text that occurs twice is encoded once."""
+        return self._encode_distinct(texts, 'query', verbose)
 
-    def encode_docs(self, texts: Iterable[str], batch_size: int | None = None) -> np.ndarray:
+    def encode_docs(self, texts: Iterable[str], batch_size: int | None = None, *,
+                    verbose: bool | None = None) -> np.ndarray:
         """float32[N, D] vectors of passages; a text that occurs twice is encoded once."""
-        return self._encode_distinct(texts, 'doc')
+        return self._encode_distinct(texts, 'doc', verbose)
 
     def _check_at_rest(self, *, also_here: bool = False) -> None:
         """That no other thread trains the weights; `also_here`, nor this one."""
@@ -220,11 +225,13 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                   for i in range(0, max(len(tokens), 1), batch_size)]
         return torch.cat([self._encoding(chunk) for chunk in chunks])
 
-    def _encode_distinct(self, texts: Iterable[str], side: str) -> np.ndarray:
+    def _encode_distinct(self, texts: Iterable[str], side: str, verbose: bool | None) -> np.ndarray:
         self._check_at_rest()
         # what is no text is no row -1 either: the tokenizer complains of it
         rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object), use_na_sentinel=False)
-        return self._encoding.encode(self._encoding.tokenise(list(distinct), side))[rows]
+        shown = self.verbose if verbose is None else verbose
+        return self._encoding.encode(self._encoding.tokenise(list(distinct), side),
+                                     progress=_ENCODING[side] if shown else None)[rows]
 
     # ---- an Estimator ------------------------------------------------------------------------------------------
 
@@ -259,6 +266,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             This object, trained, in evaluation mode, under a new `model_name`.
 
         Raises:
+            pt.validate.InputValidationError: A frame lacks a column.
             ValueError: Before any training, when there is nothing to learn from or something contradicts; the
                 message names the column, the ids and the remedy.
         """
@@ -283,8 +291,6 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 finally:
                     self._learning_in = self._weights = None
                     self.model_name = fit.identity()
-        if pairs is None:
-            learnt_from(topics_or_res_tr, self)
         return self
 
     def batch_plan(self, topics_or_res: pd.DataFrame | None = None, qrels: pd.DataFrame | None = None, *,
@@ -395,7 +401,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             if tokens is None:
                 return encoder.tokenise(texts, 'doc')
             return tokens.take(np.arange(row, row + len(texts)))
-        return build_index(corpus, path, tokenise, encoder.encode, key=encoder.fingerprint, text_field=self.text_field,
+        return build_index(corpus, path, tokenise, encoder.encode, key=encoder.fingerprint,
+                           weights=self.weights_fingerprint, text_field=self.text_field,
                            batch_size=batch_size or (65_536 if self.device.type == 'cuda' else 4096),
                            overwrite=overwrite, verbose=self.verbose)
 
@@ -436,8 +443,11 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             device: Where to search; None takes the encoder's. A GPU that has room for it holds the whole index.
 
         Raises:
-            ValueError: `index` is no dense index, `num_results` is below 1, or `text` cannot load text.
+            ValueError: `index` is no dense index or has vectors of another length, `num_results` is below 1, or `text`
+                cannot load text. An index that says that other weights made it is warned of.
         """
+        index = retrieval.opened(index)
+        retrieval.check_made_by(index, self)
         return retrieval.build_retriever(self.query_encoder(), index, text=text, num_results=num_results,
                                          text_field=self.text_field, device=device or self.device)
 

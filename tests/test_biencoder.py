@@ -32,7 +32,7 @@ def _encoder():
     """Of random vectors, one a text that it is given; `asked` counts these."""
     model = SimpleNamespace(text_field='text', verbose=False, batch_size=32, sim_fn=pyterrier_dr.SimFn.dot, asked=[])
 
-    def encode(texts):
+    def encode(texts, verbose=False):
         model.asked.append(len(texts))
         return np.random.default_rng(0).normal(size=(len(texts), DIM)).astype(np.float32)
     model.encode_queries = model.encode_docs = encode
@@ -53,3 +53,17 @@ def test_memory_does_not_hold_a_vector_for_each_row(given):
     whole = n * DIM * np.dtype(np.float32).itemsize
     assert peak < whole / 2
     assert max(model.asked) == TEXTS
+
+
+@pytest.mark.parametrize('stage', ['query_encoder', 'doc_encoder', 'text_scorer'])
+def test_progress_is_that_of_encoding(tiny_distilbert_dir, stage, capfd):
+    frame = pd.DataFrame({'qid': ['1', '1', '2'], 'query': ['rose', 'rose', 'wind'], 'docno': ['a', 'b', 'c'],
+                          'text': ['star', 'moon', 'tide']})
+    tasb = TasBalanced(tiny_distilbert_dir, device='cpu')
+    getattr(tasb, stage)()(frame)
+    assert not capfd.readouterr().err
+    getattr(tasb, stage)(verbose=True)(frame)
+    shown = capfd.readouterr().err
+    assert ('Encoding queries: 100%' in shown) == (stage != 'doc_encoder')
+    assert ('Encoding passages: 100%' in shown) == (stage != 'query_encoder')
+    assert '2/2' in shown or '3/3' in shown   # distinct texts

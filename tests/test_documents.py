@@ -32,7 +32,7 @@ def corpus(request, tmp_path):
 
 def built(corpus, path):
     """A dense index in which a text's vector is its length."""
-    return build_index(corpus, path, lambda row, texts: texts, key='length',
+    return build_index(corpus, path, lambda row, texts: texts, key='length', weights='w',
                        encode=lambda texts: np.array([[len(text)] for text in texts], dtype=np.float32))
 
 

@@ -32,8 +32,8 @@ class Encode:
 
 
 def built(path, corpus=CORPUS, encode=None, key='k', batch_size=4, **options):
-    return build_index(iter(corpus), path, lambda row, texts: texts, encode or Encode(), key=key, batch_size=batch_size,
-                       **options)
+    return build_index(iter(corpus), path, lambda row, texts: texts, encode or Encode(), key=key, weights='w',
+                       batch_size=batch_size, **options)
 
 
 def contents(index):
@@ -49,7 +49,8 @@ def test_files_are_those_of_the_library(tmp_path):
     built(tmp_path / 'ours')
     theirs = pyterrier_dr.FlexIndex(str(tmp_path / 'theirs'), verbose=False)
     theirs.index({'docno': doc['docno'], 'doc_vec': vectors_of([doc['text']])[0]} for doc in CORPUS)
-    assert contents(built(tmp_path / 'again')) == contents(theirs)
+    *ours, meta = contents(built(tmp_path / 'again'))
+    assert meta.pop('encoder_weights') == 'w' and (*ours, meta) == contents(theirs)
     for name in ('vecs.f4', 'docnos.npids'):
         assert files(tmp_path / 'ours')[name] == files(tmp_path / 'theirs')[name]
     assert set(files(tmp_path / 'ours')) == set(files(tmp_path / 'theirs'))

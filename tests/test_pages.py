@@ -17,6 +17,7 @@ from pyterrier_tasb.collection import SPLITS, Collection
 
 PAGES = Path(pyterrier_tasb.__file__).parent / 'pt_docs'
 README = Path(__file__).parents[1] / 'README.md'
+pytestmark = pytest.mark.filterwarnings('error::UserWarning')   # what a page shows is not warned of
 BLOCK = re.compile(r'^( *)\.\. code-block:: python\n\1    :caption: (.*)\n((?:\1    .*\n|\n)+)', flags=re.MULTILINE)
 FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'
 SMALL = dict(steps=2, batch_size=6, clusters=2, eval_every=1)

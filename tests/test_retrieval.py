@@ -41,7 +41,7 @@ SOME = corpus('rose', 'star rose', 'wind wind', 'oven', 'rose rose star')
 
 def built(docs, path, **options):
     return build_index(docs, path, lambda row, texts: texts, lambda texts: np.stack(vectors(texts)), key='words',
-                       **options)
+                       weights='w', **options)
 
 
 def results(index):

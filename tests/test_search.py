@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyterrier_tasb import retrieval
+from pyterrier_tasb import search as search_module
 from pyterrier_tasb.search import HalfPrecisionRetriever, fits, search
 
 
@@ -116,3 +117,17 @@ def test_on_a_gpu(index, vectors):
     assert any(isinstance(stage, HalfPrecisionRetriever) for stage in pipeline)
     np.testing.assert_allclose(pipeline(queries(5))['score'].astype(float),
                                HalfPrecisionRetriever(index, 'cpu')(queries(5))['score'].astype(float), rtol=1e-5)
+
+
+def test_retrievers_over_an_index_share_its_vectors_and_follow_their_attributes(index, vectors, tmp_path):
+    one, other = HalfPrecisionRetriever(index, 'cpu', 5), HalfPrecisionRetriever(index, 'cpu', 7)
+    one(queries(1))
+    assert other._held is one._held and other._held.vectors is not None
+    assert pt.inspect.transformer_apply_attributes(one, num_results=3)._held is one._held
+    backwards = pyterrier_dr.FlexIndex(str(tmp_path / 'backwards'), verbose=False)
+    backwards.index({'docno': f'd{i}', 'doc_vec': vectors[i]} for i in reversed(range(len(vectors))))
+    expected = one(queries(3))
+    one.set_parameter('index', backwards)
+    pd.testing.assert_frame_equal(one(queries(3)), expected)
+    del one, other
+    assert all(held.index is not index for held in search_module._Held.there.values())   # nobody holds them

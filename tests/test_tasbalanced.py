@@ -1,5 +1,6 @@
 """`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
 import copy
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -825,6 +826,22 @@ def test_index_and_retrieve_carry_text_and_no_docid(tasb, toy_corpus, toy_topics
     assert (results['text'] == results['docno'].map(texts)).all()
     with pytest.raises(ValueError, match='overwrite=True'):
         tasb.index(toy_corpus, tmp_path / 'index.flex')
+
+
+def test_an_index_of_other_weights_is_warned_of(tasb, toy_corpus, toy_results, toy_qrels, tmp_path, recwarn):
+    index, path = tasb.index(toy_corpus, tmp_path / 'index.flex'), tmp_path / 'by pyterrier_dr'
+    pyterrier_dr.FlexIndex(str(path), verbose=False).index(
+        {'docno': doc['docno'], 'doc_vec': vector} for doc, vector in zip(toy_corpus, tasb.encode_docs(['x'] * 9)))
+    tasb.retriever(index), tasb.copy().retriever(str(index.index_path)), tasb.retriever(path)
+    assert not recwarn
+    tasb.fit(toy_results, toy_qrels)
+    with pytest.warns(UserWarning, match='made with other weights than those of .* again, to a new path'):
+        tasb.retriever(index)
+    shutil.rmtree(path)
+    pyterrier_dr.FlexIndex(str(path), verbose=False).index(
+        {'docno': docno, 'doc_vec': np.ones(3, np.float32)} for docno in ('one', 'two'))
+    with pytest.raises(ValueError, match=r'has vectors of 3 numbers, .* makes \d+: index the corpus with it'):
+        tasb.retriever(path)
 
 
 def test_fit_index_fit_index_answers_from_the_new_vectors(tasb, toy_corpus, toy_topics, toy_results, toy_qrels,

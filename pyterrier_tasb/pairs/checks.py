@@ -1,18 +1,16 @@
 """What a training frame must be, checked at the door: every error names what was seen and what to do."""
 from __future__ import annotations
 
+import itertools
 import re
+import sys
 import warnings
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
-
-_learnt_from: tuple[Callable[[], pd.DataFrame | None], str] = (lambda: None), ''
 
 
 def first(values: Any, n: int = 5) -> str:  # noqa: ANN401
@@ -46,19 +44,17 @@ def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None
                              f', first {wrong[column].iloc[0]!r:.60}: load it, or drop these rows')
 
 
-def learnt_from(frame: pd.DataFrame, who: Any) -> None:  # noqa: ANN401
-    """Remember the last frame that something was trained on: a pipeline's `fit` hands it on as it came."""
-    global _learnt_from
-    _learnt_from = weakref.ref(frame), repr(who)
-
-
-def warn_of_old_scores(frame: pd.DataFrame) -> None:
-    """Say that scores which arrive from a stage that was just trained are not its own."""
-    of, who = _learnt_from
-    if frame is not None and of() is frame:
-        warnings.warn(f'{who} was trained on the very frame that arrives, whose scores are older: the fit of a '
-                      'pipeline trains each stage that can learn and hands on what came before it. To be taught by '
-                      'it, fit without it and give it as pairwise_teacher=', stacklevel=5)
+def warn_of_untaught(student: pt.Transformer) -> None:
+    """Say that a stage before it, which a pipeline's `fit` trains as well, does not teach it."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not pt.Compose.fit.__code__:
+        frame = frame.f_back
+    stages = () if frame is None else frame.f_locals['self']
+    for stage in itertools.takewhile(lambda stage: stage is not student, stages):
+        if isinstance(stage, pt.Estimator):
+            warnings.warn(f'the scores that arrive are not those of {stage!r}: the fit of a pipeline trains each stage '
+                          'that can learn and hands on what came before it. To be taught by it, fit without it and '
+                          'give it as pairwise_teacher=', stacklevel=5)
 
 
 def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:  # noqa: ANN401

@@ -18,7 +18,7 @@ from .._locks import world_size
 from ..encoding.precision import check_trains
 from ..encoding.transfer import moved
 from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
-from ..pairs.examples import Examples, frame_fingerprint, prepare
+from ..pairs.examples import CandidateSource, Examples, frame_fingerprint, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from ..training.checkpoints import begun_with
@@ -39,7 +39,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     begun = begun_with(teacher._unfinished if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
     weights, lengths = begun[2], [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
-    validate, of_validation = _validation(teacher, validation, validation_qrels, training.measure)
+    validate, of_validation = _validation(teacher, validation, validation_qrels, negatives, corpus)
     with main_process_first(teacher.device):
         examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus,
                            text_field=teacher.text_field, scores_needed=False,
@@ -112,25 +112,31 @@ def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
     return loss, {'accuracy': (scores.argmax(1) == torch.arange(size, device=scores.device)).float().mean()}
 
 
-def _validation(teacher: LateInteraction, results: pd.DataFrame | None, qrels: pd.DataFrame | None,
-                measure: str) -> tuple[Callable[[], dict[str, float]] | None, str | None]:
+def _validation(teacher: LateInteraction, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None,
+                negatives: pt.Transformer | None, corpus: Any,  # noqa: ANN401
+                ) -> tuple[Callable[[], dict[str, float]] | None, str | None]:
     """What validates, and a fingerprint of its data."""
-    if (results is None) != (qrels is None):
+    if (topics_or_res is None) != (qrels is None):
         raise ValueError('validation needs both results and qrels, or neither')
-    if results is None:
+    if topics_or_res is None:
         return None, None
     qrels = check_qrels(qrels, 'validation', teacher)
-    topics, results = check_topics_or_results(results, 'validation', teacher.text_field, context=teacher)
-    if results is None:
-        raise ValueError('validation was given topics without candidates: give results with text')
+    topics, results = check_topics_or_results(topics_or_res, 'validation', teacher.text_field, context=teacher)
     check_overlap(topics, qrels, 'validation')
+    if results is None:
+        if negatives is None:
+            raise ValueError('validation was given topics without candidates: give results with text, or negatives= '
+                             'and corpus=')
+        source = CandidateSource(qrels, negatives=negatives, corpus=corpus, text_field=teacher.text_field,
+                                 scores_needed=False)
+        results = source.usable(source.with_relevant(topics), None)
     pt.validate.result_frame(results, extra_columns=['query', teacher.text_field], context=teacher)
     blank = is_blank(results[teacher.text_field])
     if blank.any():
         raise ValueError(f'{int(blank.sum())} of {len(results)} validation results have no text (docnos '
                          f'{first(results.loc[blank, "docno"])}): load it, or drop them')
     qrels = qrels[qrels['qid'].isin(set(results['qid']))]   # what is not validated counts for nothing
-    parsed = ir_measures.parse_measure(measure)
+    parsed = ir_measures.parse_measure(teacher.training.measure)
 
     def validate() -> dict[str, float]:
         teacher.weights_changed()   # vectors of earlier weights are worth nothing

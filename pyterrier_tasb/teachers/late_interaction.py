@@ -20,7 +20,7 @@ from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of
 from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
-from ..pairs.checks import check_texts, learnt_from
+from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert
@@ -259,7 +259,7 @@ class LateInteraction(pt.Estimator):
         Args:
             topics_or_res_tr: Results with text, or topics where `negatives` and `corpus` are given.
             qrels_tr: Training qrels.
-            topics_or_res_va: Validation results with text.
+            topics_or_res_va: Validation results with text, or topics, as for training.
             qrels_va: Validation qrels.
             negatives: The pipeline that mines candidates for topics.
             corpus: Anything with a text loader.
@@ -267,6 +267,7 @@ class LateInteraction(pt.Estimator):
             resume: Continue what an interrupted call with the same `work_dir` began.
 
         Raises:
+            pt.validate.InputValidationError: A frame lacks a column.
             ValueError: There is nothing to learn from; see :meth:`TasBalanced.fit`.
         """
         from .label_training import fit_on_labels
@@ -274,7 +275,6 @@ class LateInteraction(pt.Estimator):
         with work_directory(work_dir, resume=resume) as folder:
             self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
                                         folder, resume, work_dir is not None)
-        learnt_from(topics_or_res_tr, self)
         return self
 
     def weights_changed(self) -> None:

@@ -18,10 +18,11 @@ class WeightedSum(pt.Transformer):
     """The weighted sum of several teachers' scores: a scorer of pairs, and a teacher of batches.
 
     Args:
-        teachers: (weight, teacher) pairs; a teacher is a transformer that scores, or has `bind`.
+        teachers: (weight, teacher) pairs; a teacher is a transformer that scores. What else teaches batches (the name
+            of a checkpoint, something with `bind`) may be summed for an in-batch teacher.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are none, or something else.
     """
 
     schematic = {'label': 'WeightedSum'}
@@ -30,17 +31,33 @@ class WeightedSum(pt.Transformer):
         super().__init__()
         if not teachers:
             raise ValueError('WeightedSum needs at least one (weight, teacher)')
-        self.teachers = [(float(weight), teacher) for weight, teacher in teachers]
+        try:
+            self.teachers = [(float(weight), teacher) for weight, teacher in teachers]
+        except (TypeError, ValueError):
+            raise ValueError(f'WeightedSum({teachers!r:.100}): give (weight, teacher) pairs') from None
+
+    def check_scores(self) -> None:
+        """That it scores pairs.
+
+        Raises:
+            ValueError: A teacher is none that does.
+        """
+        for _, teacher in self.teachers:
+            if not isinstance(teacher, pt.Transformer):
+                raise ValueError(f'{self!r} cannot score pairs: {teacher!r} is no transformer, and can be summed as an '
+                                 'in-batch teacher only. LateInteraction(…) of a checkpoint is both')
 
     def transform_inputs(self) -> list[list[str]]:
         """The columns that all teachers need to score; asked for by `pt.inspect`."""
         columns = ['qid', 'docno', 'query']
-        for _, teacher in self.teachers:
-            for some in pt.inspect.transformer_inputs(teacher, strict=False) or []:
-                needed = list(dict.fromkeys([*columns, *some]))
-                if 'score' in (pt.inspect.transformer_outputs(teacher, needed, strict=False) or []):
-                    columns = needed
-                    break
+        ways = [(teacher, pt.inspect.transformer_inputs(teacher, strict=False) or []) for _, teacher in self.teachers]
+        for teacher, some in sorted(ways, key=lambda way: len(way[1])):   # those without a choice first
+            wider = [list(dict.fromkeys([*columns, *names])) for names in some]
+            scoring = [names for names in wider
+                       if 'score' in (pt.inspect.transformer_outputs(teacher, names, strict=False) or [])]
+            # texts, where vectors would do as well
+            columns = min(scoring, default=columns,
+                          key=lambda names: (len(names), sum(name.endswith('_vec') for name in names)))
         return [columns]
 
     def subtransformers(self) -> dict[str, list[pt.Transformer]]:
@@ -50,6 +67,7 @@ class WeightedSum(pt.Transformer):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with the sum as `score`, and `rank`."""
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
+        self.check_scores()
         total = np.zeros(len(inp))
         for weight, teacher in self.teachers:
             total += weight * scores_of(teacher(inp), inp)

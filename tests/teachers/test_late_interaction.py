@@ -417,11 +417,14 @@ def test_a_teacher_in_the_pipeline_that_is_fitted_is_warned_of(tiny_bert_dir, to
     student = TasBalanced(tiny_bert_dir, training=reads_scores)
     (candidates >> student).fit(toy_topics, toy_qrels)
     taught = TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=reads_scores)
-    (candidates >> taught).fit(toy_topics, toy_qrels)
+    (candidates >> teacher >> taught).fit(toy_topics, toy_qrels)
+    for learner in teacher, student, TasBalanced(tiny_bert_dir, training=reads_scores):   # one after the other
+        learner.fit(toy_results, toy_qrels)
     assert not [warning for warning in recwarn if 'pairwise_teacher=' in str(warning.message)]
-    for learner in teacher, student:
-        with pytest.warns(UserWarning, match='was trained on the very frame .* give it as pairwise_teacher='):
-            (candidates >> learner >> TasBalanced(tiny_bert_dir, training=reads_scores)).fit(toy_topics, toy_qrels)
+    for before in candidates >> teacher, candidates >> student, candidates >> teacher % 10, \
+            candidates >> teacher >> pt.apply.generic(lambda found: found.copy()):
+        with pytest.warns(UserWarning, match='are not those of .* give it as pairwise_teacher='):
+            (before >> TasBalanced(tiny_bert_dir, training=reads_scores)).fit(toy_topics, toy_qrels)
 
 
 def test_other_batches_a_step_are_another_run(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
@@ -467,6 +470,16 @@ def test_bad_validation_data_is_refused_before_training(teacher, toy_results, to
     with pytest.raises((ValueError, KeyError), match=message):
         teacher.fit(toy_results, toy_qrels, *spoil(toy_results, toy_qrels))
     assert teacher.weights_fingerprint == before
+
+
+def test_validation_mines_as_training_does(teacher, toy_corpus, toy_results, toy_topics, toy_qrels):
+    texts = pd.Series({doc['docno']: doc['text'] for doc in toy_corpus})
+    corpus = pt.apply.generic(lambda found: found.assign(text=found['docno'].map(texts)))
+    candidates = pt.apply.generic(lambda topics: toy_results[toy_results['qid'].isin(topics['qid'])].copy())
+    mined, given = teacher, copy.copy(teacher)
+    mined.fit(toy_topics, toy_qrels, toy_topics.iloc[:9], toy_qrels, negatives=candidates, corpus=corpus)
+    given.fit(toy_results, toy_qrels, candidates(toy_topics.iloc[:9]), toy_qrels)
+    assert mined.record['history'] == given.record['history']
 
 
 def test_whole_numbers_are_good_ids_of_validation(teacher, toy_results, toy_qrels):

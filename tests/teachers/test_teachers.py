@@ -103,6 +103,13 @@ def test_a_row_that_a_teacher_leaves_out_is_an_error(frame):
 def test_an_empty_sum_is_refused_and_an_empty_frame_is_not(frame):
     with pytest.raises(ValueError, match='at least one'):
         WeightedSum([])
+    for wrong in [words()], [(words(), 1)], 3:
+        with pytest.raises(ValueError, match=r'give \(weight, teacher\) pairs'):
+            WeightedSum(wrong)
+    for other in 'a-checkpoint', ScorerTeacher(words()):
+        total = WeightedSum([(1.0, words()), (1.0, other)])
+        with pytest.raises(ValueError, match='is no transformer, and can be summed as an in-batch teacher only'):
+            total(frame)
     results = WeightedSum([(1.0, words())])(frame.iloc[:0])
     assert not len(results) and {'score', 'rank'} <= set(results.columns)
 
@@ -300,6 +307,13 @@ def test_a_sum_needs_the_columns_that_its_teachers_need(tiny_bert_dir):
     assert 'score' in pt.inspect.transformer_outputs(total, columns)
     assert pt.inspect.subtransformers(total) == {'teachers': [teacher for _, teacher in total.teachers]}
     assert 'WeightedSum' in pt.schematic.draw(total)
+
+
+def test_a_sum_needs_texts_where_vectors_would_do_as_well(tiny_bert_dir):
+    dense, late = TasBalanced(tiny_bert_dir).text_scorer(), LateInteraction(tiny_bert_dir)
+    for teachers in [dense], [late, dense], [dense, late]:
+        [columns] = pt.inspect.transformer_inputs(WeightedSum([(1.0, teacher) for teacher in teachers]))
+        assert set(columns) == {'qid', 'docno', 'query', 'text'}
 
 
 def test_late_interaction_takes_no_name_of_other_weights(tiny_bert_dir):
