@@ -90,13 +90,15 @@ class Fit:
             'in_batch_teacher': checks.name_of(student.in_batch_teacher if self._in_batch_teacher_asked else None)}
         self.started = time.perf_counter()
 
-    def check_teachers(self) -> None:
-        """See what is wrong with them before any of them scores anything.
+    def check(self) -> None:
+        """See what is wrong with student and teachers before any of them scores anything.
 
         Raises:
-            ValueError: No loss has a teacher, or a teacher is none.
+            ValueError: All weights are frozen, no loss has a teacher, or a teacher is none.
         """
         student, training = self.student, self.training
+        if not any(weights.requires_grad for weights in student.encoder.parameters()):
+            raise ValueError(f'all weights of {student!r} are frozen (requires_grad=False): nothing can be learnt')
         if not self._in_batch_teacher_asked and not training.pairwise_weight:
             raise ValueError(f'nothing would be learnt: Training(pairwise_weight=0, in_batch_weight='
                              f'{training.in_batch_weight:g}) with in_batch_teacher={student.in_batch_teacher!r}: give '

@@ -21,7 +21,7 @@ from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
-from .encoding.precision import check_trains, device_of, has_bf16
+from .encoding.precision import check_trains, device_of, has_bf16, in_own_precision
 from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
@@ -57,7 +57,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                  cluster_encoder: pyterrier_dr.BiEncoder | None = None, training: Training = Training(),
                  query_max_length: int | None = None, doc_max_length: int | None = None, batch_size: int = 32,
                  text_field: str = 'text', verbose: bool = False, device: str | torch.device | None = None,
-                 amp: str = 'auto') -> None:
+                 amp: str = 'auto', trust_remote_code: bool = False) -> None:
         """Load an encoder.
 
         Args:
@@ -85,6 +85,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             amp: Precision of matrix products. 'auto' takes bf16 for training, its validation and :meth:`index`, where
                 the hardware computes with it, and float32 for all else, so that vectors are those of other loaders;
                 'off' is float32, 'bf16' and 'fp16' are for everything. Weights, vectors, scores and losses are float32.
+            trust_remote_code: Whether code that lies with the model may run.
 
         Raises:
             ValueError: The directory is no model that can be used; the message says what was looked for.
@@ -101,7 +102,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.cluster_encoder = cluster_encoder
         self.training = training
         self._encoder = Encoder.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
-                                     device=device_of(device), amp=amp)
+                                     device=device_of(device), amp=amp, trust_remote_code=trust_remote_code)
+        self.trust_remote_code = trust_remote_code
         self._encoder.check_pooling()
         self.device = self._encoder.device
         self.amp, self.query_max_length, self.doc_max_length = settings_of(self._encoder)
@@ -275,11 +277,11 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self._check_at_rest()
         check_trains(self.amp, self.encoder.device)
         self._encoder, self._shared, self._encoding_of = owned(self, self.encoder), False, None
-        with work_directory(work_dir, resume=resume) as folder:
+        with in_own_precision(self.device), work_directory(work_dir, resume=resume) as folder:
             fit = Fit(self, folder, resume=resume, kept=work_dir is not None)
             with fit.timed():
                 with main_process_first(self.device):
-                    fit.check_teachers()
+                    fit.check()
                     fit.take_validation(topics_or_res_va, qrels_va)                # when to stop
                     examples = fit.examples(topics_or_res_tr, qrels_tr, pairs)     # what to learn from
                     clusters = fit.clusters(examples)                              # topics, once

@@ -10,6 +10,8 @@ import pyterrier as pt
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from pyterrier_tasb import (
     BatchPlan,
@@ -36,6 +38,7 @@ def state():
         'signals': [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         'filters': list(warnings.filters), 'handlers': list(logging.getLogger().handlers),
         'levels': (logging.getLogger().level, logging.getLogger('pyterrier_tasb').level, logging.root.manager.disable),
+        'accelerate': [dict(kind._shared_state) for kind in (PartialState, AcceleratorState, GradientState)],
         'transformers': (transformers.utils.logging.get_verbosity(),
                          transformers.utils.logging.is_progress_bar_enabled()),
         'threads': (torch.get_num_threads(), torch.get_num_interop_threads()),
@@ -113,3 +116,17 @@ def test_the_process_is_as_it_was(call, tiny_bert_dir, toy_results, toy_qrels, t
     assert {name: (before[name], after[name]) for name in before if before[name] != after[name]} == {}
     assert failed == any(word in call for word in ('nothing', 'no text', 'fails', 'explodes', 'over other', 'too much',
                                                    'that is none'))
+
+
+def test_the_users_accelerator_keeps_its_settings(tiny_bert_dir, toy_results, toy_qrels):
+    kinds = PartialState, AcceleratorState, GradientState
+    before = [dict(kind._shared_state) for kind in kinds]
+    try:
+        TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels)
+        users = Accelerator(mixed_precision='bf16', cpu=True, gradient_accumulation_steps=4)   # as if nothing had been
+        TasBalanced(tiny_bert_dir, training=FAST).fit(toy_results, toy_qrels)
+        assert (users.mixed_precision, users.gradient_accumulation_steps) == ('bf16', 4)
+    finally:
+        for kind, kept in zip(kinds, before):
+            kind._shared_state.clear()
+            kind._shared_state.update(kept)

@@ -3,10 +3,12 @@ import ast
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import pytest
 import torch
@@ -100,3 +102,23 @@ def test_an_archive_that_writes_outside_is_refused(tmp_path, monkeypatch):
 def test_the_bomb_works(tmp_path):
     pickle.loads(pickle.dumps(Bomb(tmp_path / 'bang')))
     assert (tmp_path / 'bang').exists()
+
+
+@pytest.mark.parametrize('load', [TasBalanced, LateInteraction])
+def test_code_beside_a_model_runs_where_it_is_trusted(load, tiny_bert_dir, tmp_path):
+    model = tmp_path / 'model'
+    shutil.copytree(tiny_bert_dir, model)
+    config = json.loads((model / 'config.json').read_text())
+    del config['model_type']
+    (model / 'config.json').write_text(json.dumps({**config, 'auto_map': {
+        'AutoConfig': 'configuration_own.Config', 'AutoModel': 'modeling_own.Model'}}))
+    (model / 'configuration_own.py').write_text(
+        'from transformers import BertConfig\n\nclass Config(BertConfig):\n    model_type = "own"\n')
+    (model / 'modeling_own.py').write_text(
+        'from transformers import BertModel\nfrom .configuration_own import Config\n\n'
+        'class Model(BertModel):\n    config_class = Config\n')
+    with pytest.raises(ValueError, match='trust_remote_code=True'):
+        load(model)
+    frame = pd.DataFrame({'qid': ['1'], 'query': ['rose'], 'docno': ['a'], 'text': ['a rose garden']})
+    scores = [load(path, trust_remote_code=True, device='cpu')(frame)['score'] for path in (model, tiny_bert_dir)]
+    np.testing.assert_allclose(*scores, rtol=1e-5)

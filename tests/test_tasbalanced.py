@@ -931,3 +931,11 @@ def test_a_toy_collection_is_learnt_by_heart(tiny_bert_dir, toy_results, toy_qre
     tasb.fit(toy_results, qrels)
     after = pt.Evaluate(tasb.text_scorer()(toy_results), qrels, metrics=[RR])['RR']
     assert before < .6 and after > .85   # 1.0 here; other versions draw other weights to begin with
+
+
+def test_a_frozen_encoder_and_settings_that_are_none_are_refused(tasb, tiny_bert_dir, toy_results, toy_qrels):
+    tasb.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match='are frozen .requires_grad=False.: nothing can be learnt'):
+        tasb.fit(toy_results, toy_qrels)
+    with pytest.raises(ValueError, match=r"training=\{'steps': 3\}: give Training"):
+        TasBalanced(tiny_bert_dir, training={'steps': 3})

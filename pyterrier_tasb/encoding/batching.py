@@ -29,6 +29,12 @@ def by_budget(lengths: np.ndarray, budget: int, *, padded: bool = False) -> list
     return groups
 
 
+def equal(lengths: np.ndarray) -> list[slice]:
+    """Cut texts of ascending lengths int64[N], N > 0, into those of one length."""
+    bounds = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:])]
+
+
 def near_equal(lengths: np.ndarray, most: int = 8) -> list[slice]:
     """Cut texts of ascending lengths into at most `most` groups so that padding within groups is least.
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._files import fingerprint
 from . import attention, dropout, parity
-from .batching import by_budget, near_equal
+from .batching import by_budget, equal, near_equal
 from .kernels import KERNELS, Packing, Room
-from .precision import autocast_dtype, warn_of_emulation
+from .precision import autocast, autocast_dtype, warn_of_emulation
 from .tokens import Tokens, tokenise, tokenizer_fingerprint
 from .transfer import moved
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger('pyterrier_tasb')
 
 POOLINGS = ('cls', 'mean')
-STRATEGIES = ('auto', 'packed', 'sorted', 'padded')
+STRATEGIES = ('auto', 'packed', 'sorted', 'equal', 'padded')
+_GROUPS = {'sorted': near_equal, 'equal': equal, 'padded': lambda lengths: [slice(0, len(lengths))]}
 _BATCH_TOKENS = {'cpu': 8192, 'cuda': 131072}
 _LONGEST_CAPTURED = 512   # tokens of a text; the kernel for it is made for short ones
 
@@ -48,7 +49,7 @@ class _Choice:
     """How texts go through a model on a device.
 
     Args:
-        strategy: 'packed', 'sorted' or 'padded'.
+        strategy: 'packed', 'sorted', 'equal' (texts of one length together) or 'padded'.
         kernels: Of attention, for 'packed'.
         firsts: Whether the last layer can be computed for first tokens only.
     """
@@ -70,8 +71,8 @@ class Encoder(torch.nn.Module):
         normalize: Whether vectors get unit length.
         query_max_length: Tokens of a query, special tokens included.
         doc_max_length: Tokens of a passage.
-        strategy: 'packed' (no padding), 'sorted' (at most 8 groups of near equal length), 'padded' (all together), or
-            'auto', the first of these that is right for the model.
+        strategy: 'packed' (no padding), 'sorted' (at most 8 groups of near equal length), 'equal' (a group for each
+            length), 'padded' (all together), or 'auto', the first of these that is right for the model.
         amp: 'bf16' or 'fp16' autocast, 'off', or 'auto': bf16 where the hardware computes with it.
         settings: Further values that belong to the vectors (`scale`), written and read with the directory.
 
@@ -168,8 +169,12 @@ class Encoder(torch.nn.Module):
     @property
     def max_positions(self) -> int:
         """Most tokens that the model can take."""
-        config = self.model.config
-        return getattr(config, 'max_position_embeddings', 10**9) - attention.first_position(config)
+        most = getattr(self.model.config, 'max_position_embeddings', 0)
+        if most < 1:   # XLNet's -1, too, is no limit
+            return 10**9
+        behind = (getattr(module, 'padding_idx', None) for name, module in self.model.named_modules()
+                  if name.endswith('position_embeddings'))
+        return most - max(self.first_position, *(0 if padding is None else padding + 1 for padding in behind), 0)
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -184,7 +189,7 @@ class Encoder(torch.nn.Module):
 
     @property
     def strategy(self) -> str:
-        """How texts go through the model on this device: 'packed', 'sorted' or 'padded'."""
+        """How texts go through the model on this device: 'packed', 'sorted', 'equal' or 'padded'."""
         return self._choice().strategy
 
     @property
@@ -227,10 +232,16 @@ class Encoder(torch.nn.Module):
 
     @torch.inference_mode(False)   # gradients are compared as well, whoever asks first
     def _checked(self) -> _Choice:
-        """Packed, with the kernels for this device whose states agree with the padded ones; sorted without any."""
-        if self.model.config._attn_implementation != attention.NAME:
-            return _Choice('sorted')
+        """Packed, with the kernels for this device whose states agree with the padded ones; sorted without any.
+
+        In groups of equal length where padding changes states, as convolutions over tokens let it.
+        """
         tokens = parity.probe(self.model.config, self.max_positions)
+        if self.model.config._attn_implementation != attention.NAME:
+            with parity.evaluating(self.model), torch.autocast(self.device.type, enabled=False):
+                by_itself = parity.same_states(lambda: self._padded(tokens), lambda: torch.cat([
+                    self._padded(tokens.take(row)) for row in np.arange(len(tokens))[:, None]]))
+            return _Choice('sorted' if by_itself else 'equal')
         starts = moved(tokens.offsets[:-1], self.device)
         dtype = autocast_dtype(self.amp, self.device)
         heads = self.model.config.num_attention_heads
@@ -395,11 +406,10 @@ class Encoder(torch.nn.Module):
         order = np.argsort(tokens.lengths, kind='stable')
         tokens = tokens.take(order)
         choice = self._choice()
-        dtype = autocast_dtype(self.amp, self.device)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(self.amp, self.device):
             if choice.strategy == 'packed':
                 return order, [(self._packed(tokens, choice.kernels, firsts=firsts), tokens.lengths)]
-            groups = near_equal(tokens.lengths) if choice.strategy == 'sorted' else [slice(0, len(tokens))]
+            groups = _GROUPS[choice.strategy](tokens.lengths)
             parts = [tokens.take(np.arange(group.start, group.stop)) for group in groups]
             return order, [(self._padded(part), part.lengths) for part in parts]
 

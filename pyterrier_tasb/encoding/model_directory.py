@@ -30,6 +30,7 @@ _RECORDED = ('base_model', 'training', 'calibration', 'pairs', 'clusters', 'step
 _LENGTHS = {'query_max_length': 30, 'doc_max_length': 200}   # Hofstätter et al. 2021
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.txt', 'vocab.json', 'sentencepiece.bpe.model', 'spiece.model',
                     'tokenizer.model')
+_SENTENCE_KINDS = 'bert', 'roberta', 'distilbert', 'camembert', 'albert', 'xlm-roberta', 'xlnet'
 _HUB_FILES = ['*.json', '*.safetensors', '*.txt', '*.model', '*/config.json', '*.py']
 # what models are saved with, by the libraries and by us; a directory with anything else in it is not replaced
 _MODEL_FILES = ('config*.json', 'model.*', 'model-*', 'pytorch_model*', 'tokenizer*.json', 'tokenizer.model', 'vocab.*',
@@ -38,6 +39,9 @@ _MODEL_FILES = ('config*.json', 'model.*', 'model-*', 'pytorch_model*', 'tokeniz
                 'configuration_*.py', 'README.md', 'LICENSE*', '.gitattributes', 'artifact.metadata', 'tasb.json',
                 RECORD)
 _MODEL_FOLDERS = ('[0-9]_[A-Z]*', 'onnx', 'openvino', '.cache')
+# what checkpoints hold beside the encoder: heads of pre-training and of other tasks, and buffers
+_HEADS = re.compile(r'(cls|lm_head|head|decoder|\w*predictions|vocab_\w+|generator_\w+|pooler|(pre_)?classifier|'
+                    r'sop_classifier|qa_outputs|score|seq_relationship)\.|.*position_ids$')
 _HUB_NAME = re.compile(r'[\w-][\w.-]*(/[\w-][\w.-]*)?')
 _POOLING_FLAGS = {'pooling_mode_cls_token': 'cls', 'pooling_mode_mean_tokens': 'mean',
                   'pooling_mode_max_tokens': 'max', 'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
@@ -73,8 +77,11 @@ def load(name_or_path: str | os.PathLike, *, trust_remote_code: bool = False) ->
     settings = read_json(path / 'tasb.json') if (path / 'tasb.json').exists() else {}
     model, tokenizer = _model(inner, trust_remote_code), _tokenizer(inner, trust_remote_code)
     _check_vocabulary(path, model, tokenizer)
-    _check_finite(f'{path} cannot be used', model)
-    most = min(_sentence_length(inner), tokenizer.model_max_length)
+    check_finite(f'{path} cannot be used', model)
+    most, lower_case = _sentence_config(inner)
+    if lower_case:
+        _lower_case(inner, tokenizer)
+    most = min(most, tokenizer.model_max_length)
     options = {'pooling': pooling, 'normalize': normalize,
                **{name: settings.pop(name, min(length, most)) for name, length in _LENGTHS.items()}}
     return Parts(path, model, tokenizer, options, settings)
@@ -158,12 +165,24 @@ def _warn_of_prompts(path: Path) -> None:
                       stacklevel=5)
 
 
-def _sentence_length(path: Path) -> int:
-    file = path / 'sentence_bert_config.json'
-    length = read_json(file).get('max_seq_length') if file.exists() else None
+def _sentence_config(path: Path) -> tuple[int, bool]:
+    """Most tokens of a text, and whether texts become lower case, as sentence-transformers' file says."""
+    files = [path / f'sentence_{kind}_config.json' for kind in _SENTENCE_KINDS]
+    file = next((file for file in files if file.exists()), None)
+    config = {} if file is None else read_json(file)
+    length = config.get('max_seq_length')
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 0):
         raise ValueError(f'{file} says max_seq_length={length!r}: expected a whole number of tokens')
-    return length or 10**9
+    return length or 10**9, bool(config.get('do_lower_case'))
+
+
+def _lower_case(path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have a tokenizer do what sentence-transformers does before it."""
+    if not tokenizer.is_fast:
+        raise ValueError(f'{path} asks for do_lower_case, and its tokenizer has no fast form that could be told')
+    from tokenizers import normalizers
+    engine = tokenizer.backend_tokenizer
+    engine.normalizer = normalizers.Sequence([normalizers.Lowercase(), *filter(None, [engine.normalizer])])
 
 
 def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
@@ -194,6 +213,11 @@ def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
     if missing:
         raise ValueError(f'{path}: {len(missing)} tensors of {type(model).__name__} are not among its weights '
                          f'({_some(missing)}): weights and config.json do not belong together')
+    used = 'linear.' if 'HF_ColBERT' in (model.config.architectures or []) else ()   # by who reads ColBERT's layout
+    unused = sorted(name for name in report['unexpected_keys'] if not _HEADS.match(name) and not name.startswith(used))
+    if unused:
+        warnings.warn(f'{path}: {type(model).__name__} with this config.json does not use {len(unused)} of its tensors '
+                      f'({_some(unused)}): vectors are those of a model without them', stacklevel=5)
     return model
 
 
@@ -215,7 +239,12 @@ def _check_vocabulary(path: Path, model: PreTrainedModel, tokenizer: PreTrainedT
                          'belong together; put the tokenizer that the model was trained with beside it')
 
 
-def _check_finite(what: str, model: PreTrainedModel) -> None:
+def check_finite(what: str, model: torch.nn.Module) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        ValueError: Some are; the message begins with `what`.
+    """
     bad = [name for name, weights in model.named_parameters() if not torch.isfinite(weights).all()]
     if bad:
         raise ValueError(f'{what}: {len(bad)} of its tensors are NaN or infinite in places ({_some(bad)})')
@@ -264,7 +293,7 @@ def save(encoder: Encoder, path: str | os.PathLike, overwrite: bool = False,
         if not overwrite:
             raise ValueError(f'{path} exists: pass overwrite=True to replace it, or give another path')
         check_replaceable(path)
-    _check_finite('the model is not saved', encoder.model)
+    check_finite('the model is not saved', encoder.model)
     with atomic_dir(path, overwrite=overwrite) as part:
         with _quiet():
             encoder.model.save_pretrained(part)

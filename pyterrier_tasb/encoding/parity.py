@@ -32,9 +32,11 @@ def probe(config: PretrainedConfig, most: int) -> Tokens:
     """A few random texts of various lengths, of at most `most` tokens; one is longer than a local attention's reach."""
     reach = getattr(config, 'sliding_window', None)
     lengths = sorted(min(length, most) for length in (*_LENGTHS, *([reach + 9] if reach else [])))
-    words = np.setdiff1d(np.arange(config.vocab_size), [config.pad_token_id or 0])   # padding counts for positions
-    rng = np.random.Generator(np.random.Philox(key=[0, 0]))
-    return Tokens.from_lists([rng.choice(words, length).tolist() for length in lengths])
+    rng, padding = np.random.Generator(np.random.Philox(key=[0, 0])), config.pad_token_id or 0
+    words = np.setdiff1d(np.arange(config.vocab_size), [padding])
+    texts = [rng.choice(words, length).tolist() for length in lengths]
+    texts[-1][1] = padding   # a text may say it, and it counts for positions
+    return Tokens.from_lists(texts)
 
 
 States = Callable[[], torch.Tensor]
@@ -72,6 +74,11 @@ def gradient_difference(packed: States, padded: States, weights: torch.nn.Parame
         return float('inf')
     found = ((ours - theirs).norm() / theirs.norm().clamp_min(1e-6)).item()
     return found if np.isfinite(found) else float('inf')
+
+
+def same_states(ours: States, theirs: States) -> bool:
+    """Whether states, in float32, differ by no more than rounding explains."""
+    return difference(ours, theirs) <= _TOLERANCE[None]
 
 
 def agree(packed: States, padded: States, weights: torch.nn.Parameter, dtype: torch.dtype | None) -> bool:

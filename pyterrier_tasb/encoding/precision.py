@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,6 +21,26 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if device.type == 'cuda' and device.index is None:   # threads have a current device each
         return torch.device('cuda', int(os.environ.get('LOCAL_RANK') or 0))
     return device
+
+
+@contextmanager
+def autocast(amp: str, device: torch.device) -> Iterator[None]:
+    """Matrix products in the precision that `amp` says.
+
+    Casts of weights are forgotten when it ends, also within another such block, where PyTorch keeps them: weights
+    change.
+    """
+    dtype = autocast_dtype(amp, device)
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+def in_own_precision(device: torch.device) -> torch.autocast:
+    """A block in which the caller's autocast does not count: what we compute in is what `amp` says."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def has_bf16(device: torch.device) -> bool:

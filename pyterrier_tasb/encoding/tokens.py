@@ -37,8 +37,16 @@ class Tokens:
         return np.diff(self.offsets)
 
     def positions(self, first: int) -> np.ndarray:
-        """int64[T], each token's position in its text, counted from `first`."""
-        return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths) + first
+        """int64[T], each token's position in its text, counted from `first`.
+
+        Where that is not 0 it follows the padding token's id, and a text's own padding tokens are not counted: they all
+        have that id for a position, as in RoBERTa.
+        """
+        if not first:
+            return np.arange(len(self.ids)) - np.repeat(self.offsets[:-1], self.lengths)
+        counted = self.ids != first - 1
+        before = np.concatenate([[0], np.cumsum(counted)])
+        return first - 1 + counted * (before[1:] - np.repeat(before[self.offsets[:-1]], self.lengths))
 
     def take(self, rows: np.ndarray | None) -> Tokens:
         """The texts of these rows, in this order; None takes all."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig,
 
 from .._files import atomic_dir, read_json
 from ..encoding import Encoder
-from ..encoding.model_directory import check_replaceable
+from ..encoding.model_directory import check_finite, check_replaceable
 
 _METADATA = 'artifact.metadata'   # ColBERT's own name for its settings
+_COLBERTS_OWN = ('query_token_id', 'doc_token_id', 'mask_punctuation')
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Checkpoint:
 
 @torch.inference_mode(False)   # what is made inside it can never be trained
 def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int | None,
-         device: torch.device, amp: str = 'auto') -> Checkpoint:
+         device: torch.device, amp: str = 'auto', trust_remote_code: bool = False) -> Checkpoint:
     """Read a checkpoint, whichever layout it has.
 
     Args:
@@ -45,11 +47,18 @@ def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int
         doc_max_length: Tokens of a passage; None takes what the checkpoint says, else 200.
         device: Where the weights go.
         amp: Precision of matrix products; see `Encoder`.
+        trust_remote_code: Whether code that lies with the model may run.
 
     Raises:
         ValueError: Its weights are no safetensors, or it is no encoder.
     """
     metadata = _metadata(name_or_path)
+    unread = sorted(name for name in metadata if name in _COLBERTS_OWN and metadata[name])
+    if unread:
+        warnings.warn(f'{name_or_path} was trained by ColBERT with settings that are not applied here '
+                      f'({", ".join(unread)}: its marker tokens, queries filled with [MASK], punctuation left out): '
+                      'scores are not those that ColBERT gives. Train it further by fit, or let ColBERT itself score',
+                      stacklevel=4)
     options = dict(
         amp=amp, query_max_length=metadata.get('query_maxlen', 32) if query_max_length is None else query_max_length,
         doc_max_length=metadata.get('doc_maxlen', 200) if doc_max_length is None else doc_max_length)
@@ -57,11 +66,12 @@ def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int
     names = _names(weights)
     if 'compressor.weight' in names:
         return _released(name_or_path, weights, options, device)
-    encoder = Encoder.load(name_or_path, device=device, **options)
+    encoder = Encoder.load(name_or_path, device=device, trust_remote_code=trust_remote_code, **options)
     if 'linear.weight' not in names:
         return Checkpoint(encoder, None, metadata.get('normalize'), metadata)
     with safe_open(weights, 'pt') as file:
         projection = _linear(file.get_tensor('linear.weight'), None)
+    check_finite(f'{name_or_path} cannot be used', projection)
     return Checkpoint(encoder, projection.to(device), metadata.get('normalize', True), metadata)
 
 
@@ -69,13 +79,16 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = F
     """Write ColBERT's layout: the encoder's weights under `bert.`, and `linear.weight` where there is a projection.
 
     Raises:
-        ValueError: `path` exists, and `overwrite` is False or it holds anything but a model.
+        ValueError: `path` exists, and `overwrite` is False or it holds anything but a model; or a weight is NaN or
+            infinite.
     """
     if Path(path).exists():
         if not overwrite:
             raise ValueError(f'{path} exists: save to a new path, or pass overwrite=True')
         check_replaceable(Path(path))
     model = checkpoint.encoder.model
+    for part in filter(None, [model, checkpoint.projection]):
+        check_finite('the model is not saved', part)
     weights = {f'{model.base_model_prefix}.{name}': value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
     if checkpoint.projection is not None:
@@ -100,6 +113,8 @@ def _released(name_or_path: str, weights: str, options: dict, device: torch.devi
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     encoder = Encoder(model, tokenizer, **options).to(device).eval()
     projection = _linear(state['compressor.weight'], state.get('compressor.bias')).to(device)
+    for part in model, projection:
+        check_finite(f'{name_or_path} cannot be used', part)
     return Checkpoint(encoder, projection, False, _metadata(name_or_path))
 
 

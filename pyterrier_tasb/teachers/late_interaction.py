@@ -1,6 +1,8 @@
 """`LateInteraction`: a ColBERT-style scorer that re-ranks, teaches pairs and batches, and can itself be trained."""
 from __future__ import annotations
 
+import math
+import numbers
 import os
 import threading
 from collections import OrderedDict
@@ -18,7 +20,7 @@ from .._files import fingerprint
 from .._locks import work_directory
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
-from ..encoding.precision import device_of
+from ..encoding.precision import device_of, in_own_precision
 from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
 from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
@@ -61,7 +63,7 @@ class LateInteraction(pt.Estimator):
                  doc_max_length: int | None = None, mask_tokens: int | None = None, normalize: bool | None = None,
                  scale: float | None = None, training: Training | None = None, text_field: str = 'text',
                  cache_bytes: int | None = None, cache_dir: str | os.PathLike | None = None, verbose: bool = False,
-                 device: str | torch.device | None = None, amp: str = 'auto') -> None:
+                 device: str | torch.device | None = None, amp: str = 'auto', trust_remote_code: bool = False) -> None:
         """Load a checkpoint.
 
         Args:
@@ -81,24 +83,28 @@ class LateInteraction(pt.Estimator):
             verbose: Show progress.
             device: None takes a GPU if there is one.
             amp: Precision of matrix products: 'auto' (bf16 where the hardware computes with it), 'off', 'bf16', 'fp16'.
+            trust_remote_code: Whether code that lies with the model may run.
 
         Raises:
-            ValueError: There is no checkpoint that can be used.
+            ValueError: There is no checkpoint that can be used, or a setting cannot be.
         """
         super().__init__()
         self.model_name = str(model_name)
         self.text_field, self.cache_dir, self.verbose, self.amp = text_field, cache_dir, verbose, amp
-        self.device = device_of(device)
+        self.device, self.trust_remote_code = device_of(device), trust_remote_code
         if cache_bytes is None:
             cache_bytes = 0 if self.device.type == 'cuda' else 1 << 30
         self.cache_bytes = cache_bytes
         checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
-                                  device=self.device, amp=amp)
+                                  device=self.device, amp=amp, trust_remote_code=trust_remote_code)
         _, self.query_max_length, self.doc_max_length = settings_of(checkpoint.encoder)
-        self.mask_tokens = int(checkpoint.settings.get('mask_tokens', 0) if mask_tokens is None else mask_tokens)
+        self.mask_tokens = checkpoint.settings.get('mask_tokens', 0) if mask_tokens is None else mask_tokens
+        self._check_masks(checkpoint.encoder)
         said = True if checkpoint.normalize is None else checkpoint.normalize
         self.normalize = said if normalize is None else normalize
         self.scale = float(checkpoint.settings.get('scale', 1.0) if scale is None else scale)
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f'scale={scale!r}: must be a finite number above 0')
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
         self._module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
         self._cached_vectors, self._weights_fingerprint = _VectorCache(cache_bytes), None
@@ -107,6 +113,16 @@ class LateInteraction(pt.Estimator):
         # work_dir of an interrupted fit, name and weights before it
         self._unfinished: tuple[str, str, str] | None = None
         self.record: dict[str, Any] | None = None
+
+    def _check_masks(self, encoder: Encoder) -> None:
+        masks = self.mask_tokens
+        if isinstance(masks, bool) or not isinstance(masks, numbers.Integral) or masks < 0:
+            raise ValueError(f'mask_tokens={masks!r}: must be a whole number of at least 0')
+        if masks and encoder.tokenizer.mask_token_id is None:
+            raise ValueError(f'mask_tokens={masks}: the tokenizer of {self.model_name} has no [MASK]')
+        if self.query_max_length + masks > encoder.max_positions:
+            raise ValueError(f'query_max_length={self.query_max_length} and mask_tokens={masks} are more than the '
+                             f'{encoder.max_positions} positions of the model')
 
     # ---- settings, which may be set at any time ----------------------------------------------------------------
 
@@ -130,6 +146,7 @@ class LateInteraction(pt.Estimator):
         self.device = device_of(self.device)
         if self._settings() == self._settled:
             return
+        self._check_masks(self._module.encoder)
         module = self._module if is_on(self._module.encoder, self.device) else copied(self._module, self.device)
         self._module = TokenEncoder(under_settings(self, module.encoder), module.projection, self.normalize).eval()
         self._cached_vectors, self._settled = _VectorCache(self.cache_bytes), self._settings()
@@ -151,10 +168,12 @@ class LateInteraction(pt.Estimator):
 
     def score_matrix(self, queries: list[str], docs: list[str]) -> torch.Tensor:
         """float32[B, P], every query against every passage, without gradients."""
+        if not len(queries) or not len(docs):
+            return torch.zeros(len(queries), len(docs))
         return self._maxsim(self._of_texts(queries, 'query'), self._of_texts(docs, 'doc'))
 
     def _maxsim(self, query: _Ragged, docs: _Ragged) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), in_own_precision(self.device):
             (query_vectors, query_lengths), (doc_vectors, doc_lengths) = query, docs
             return (self.scale * maxsim(query_vectors.to(self.device), query_lengths, doc_vectors.to(self.device),
                                         doc_lengths)).cpu()
@@ -231,7 +250,8 @@ class LateInteraction(pt.Estimator):
             self._cache.add(fresh)
             found |= fresh
         vectors = [found[key] for key in keys]
-        return torch.cat(vectors), torch.tensor([len(vector) for vector in vectors], dtype=torch.long)
+        with in_own_precision(self.device):
+            return torch.cat(vectors), torch.tensor([len(vector) for vector in vectors], dtype=torch.long)
 
     def _fill_cache(self, texts: list[str]) -> None:
         """Encode passages many at a time, as far as memory goes: faster than those of one query."""
@@ -243,7 +263,7 @@ class LateInteraction(pt.Estimator):
             self._of_texts(missing[start:start + _CHUNK], 'doc')
 
     def _encode(self, tokens: Tokens) -> tuple[torch.Tensor, np.ndarray]:
-        with torch.inference_mode():
+        with torch.inference_mode(), in_own_precision(self.device):
             return self.module(tokens), tokens.lengths
 
     # ---- learning ----------------------------------------------------------------------------------------------
@@ -272,7 +292,7 @@ class LateInteraction(pt.Estimator):
         """
         from .label_training import fit_on_labels
         self._module, self._shared = owned(self, self.module), False
-        with work_directory(work_dir, resume=resume) as folder:
+        with in_own_precision(self.device), work_directory(work_dir, resume=resume) as folder:
             self.record = fit_on_labels(self, topics_or_res_tr, qrels_tr, topics_or_res_va, qrels_va, negatives, corpus,
                                         folder, resume, work_dir is not None)
         return self

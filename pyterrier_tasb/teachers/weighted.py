@@ -1,6 +1,7 @@
 """Weighted sums of teachers."""
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class WeightedSum(pt.Transformer):
             self.teachers = [(float(weight), teacher) for weight, teacher in teachers]
         except (TypeError, ValueError):
             raise ValueError(f'WeightedSum({teachers!r:.100}): give (weight, teacher) pairs') from None
+        if not all(math.isfinite(weight) for weight, _ in self.teachers):
+            raise ValueError(f'WeightedSum({teachers!r:.100}): weights must be finite')
 
     def check_scores(self) -> None:
         """That it scores pairs.

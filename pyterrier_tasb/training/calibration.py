@@ -38,7 +38,7 @@ class Calibration:
         pairwise: The pairwise teacher's margins on the same pairs, as given.
         student_in_batch: The student's margins s(q, p⁺) − s(q, p) over the rest of the batch.
         in_batch: The in-batch teacher's there, as given; None without one.
-        correlation: Pearson correlation of student and pairwise teacher; NaN where one is constant.
+        correlation: Pearson correlation of student and pairwise teacher; None where one is constant.
         pairwise_factor: Recorded constant of the pairwise teacher.
         in_batch_factor: Recorded constant of the in-batch teacher.
     """
@@ -47,7 +47,7 @@ class Calibration:
     pairwise: Margins
     student_in_batch: Margins | None
     in_batch: Margins | None
-    correlation: float
+    correlation: float | None
     pairwise_factor: float
     in_batch_factor: float
 
@@ -62,8 +62,9 @@ class Calibration:
         return cls(**margins)
 
     def __str__(self) -> str:
+        correlation = 'constant' if self.correlation is None else f'correlation {self.correlation:.2f}'
         text = (f'margins over {self.n_pairs} pairs: student {self.student}, pairwise teacher {self.pairwise} '
-                f'(correlation {self.correlation:.2f}, factor {self.pairwise_factor:.3g})')
+                f'({correlation}, factor {self.pairwise_factor:.3g})')
         if self.in_batch is not None:
             text += (f'; in the batch: student {self.student_in_batch}, teacher {self.in_batch} '
                      f'(factor {self.in_batch_factor:.3g})')
@@ -95,7 +96,7 @@ def calibrate(batches: TrainingBatches, student: Callable[[TrainingBatch], np.nd
                 total.append((matrix[rows, rows][:, None] - matrix)[others])
     student_margin, teacher_margin = np.concatenate(ours), np.concatenate(given)
     constant = np.std(student_margin) < 1e-9 or np.std(teacher_margin) < 1e-9
-    correlation = float('nan') if constant else float(np.corrcoef(student_margin, teacher_margin)[0, 1])
+    correlation = None if constant else float(np.corrcoef(student_margin, teacher_margin)[0, 1])
     with_in_batch = bool(given_in_batch)
     student_in_batch = np.concatenate(ours_in_batch) if with_in_batch else None
     teacher_in_batch = np.concatenate(given_in_batch) if with_in_batch else None

@@ -169,7 +169,7 @@ class Training:
             return
         from transformers.integrations import integration_utils
         known = integration_utils.INTEGRATION_TO_CALLBACK
-        if self.report_to != 'all' and self.report_to not in known:
+        if not isinstance(self.report_to, str) or self.report_to != 'all' and self.report_to not in known:
             raise ValueError(f'Training(report_to={self.report_to!r}): must be none, all or one of {", ".join(known)}')
         # that list leaves out flyte always, and azure_ml where mlflow is installed as well
         installed = {*integration_utils.get_available_reporting_integrations(), 'all', 'flyte', 'azure_ml'}

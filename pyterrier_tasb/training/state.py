@@ -1,4 +1,4 @@
-"""Leave the process as it was found: generators, environment, torch settings."""
+"""Leave the process as it was found: generators, environment, accelerate's settings."""
 from __future__ import annotations
 
 import os
@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from .._locks import world_size
 
@@ -17,8 +18,10 @@ _WAIT = timedelta(days=7)   # the first process may score candidates for days be
 
 @contextmanager
 def untouched_global_state() -> Iterator[None]:
-    """Restore the global random generators and the environment when the block ends, also after an exception."""
+    """Restore what is global when the block ends, also after an exception."""
     python, numpy, environment = random.getstate(), np.random.get_state(), dict(os.environ)
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]   # of all Accelerators
+    shared = [(state, dict(state)) for state in shared]
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -29,6 +32,9 @@ def untouched_global_state() -> Iterator[None]:
             for name in set(os.environ) - set(environment):
                 del os.environ[name]
             os.environ.update(environment)
+            for state, before in shared:
+                state.clear()
+                state.update(before)
 
 
 @contextmanager
@@ -37,6 +43,5 @@ def main_process_first(device: torch.device) -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    from accelerate import PartialState
     with PartialState(cpu=device.type == 'cpu', timeout=_WAIT).main_process_first():
         yield

@@ -2,12 +2,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from pyterrier_tasb import LateInteraction
+from pyterrier_tasb import LateInteraction, TasBalanced
 from pyterrier_tasb.encoding import Encoder
 from pyterrier_tasb.encoding.model_directory import save
 
@@ -119,3 +120,81 @@ def test_what_a_link_points_to_is_replaced(model, tmp_path):
     (tmp_path / 'link').symlink_to('model')
     save(Encoder.load(model), tmp_path / 'link', overwrite=True, settings={'scale': 3})
     assert (tmp_path / 'link').is_symlink() and json.loads((model / 'tasb.json').read_text())['scale'] == 3
+
+
+def changed(folder, **config):
+    file = folder / 'config.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+
+
+def with_tensors(folder, **more):
+    file = folder / 'model.safetensors'
+    save_file({**load_file(file), **more}, file, metadata={'format': 'pt'})
+
+
+def test_weights_that_the_model_does_not_use_are_warned_of(model, recwarn):
+    with_tensors(model, **{'cls.predictions.bias': torch.zeros(3), 'embeddings.position_ids': torch.arange(3)})
+    Encoder.load(model)
+    assert not recwarn
+    with_tensors(model, **{'embeddingHead.weight': torch.zeros(3, 3)})
+    with pytest.warns(UserWarning, match=r'does not use 1 of its tensors \(embeddingHead.weight\)'):
+        Encoder.load(model)
+
+
+def test_a_model_cut_by_its_config_is_warned_of(model):
+    changed(model, num_hidden_layers=1)
+    with pytest.warns(UserWarning, match=r'does not use 16 of its tensors \(encoder.layer.1'):
+        Encoder.load(model)
+
+
+@pytest.fixture
+def cased(model):
+    """A model whose tokenizer tells cases apart, with some words for it."""
+    file = model / 'tokenizer.json'
+    tokenizer = json.loads(file.read_text())
+    tokenizer['normalizer'] = {'type': 'NFC'}
+    file.write_text(json.dumps(tokenizer))
+    return model
+
+
+@pytest.mark.parametrize('lower', [True, False])
+def test_lower_case_is_what_sentence_transformers_makes_of_it(cased, lower, tmp_path):
+    from sentence_transformers import SentenceTransformer
+    (cased / 'sentence_bert_config.json').write_text(json.dumps({'max_seq_length': 200, 'do_lower_case': lower}))
+    texts = ['Best ROSE Gardening', 'best rose gardening']
+    vectors = TasBalanced(cased).encode_docs(texts)
+    np.testing.assert_allclose(vectors, SentenceTransformer(str(cased), device='cpu').encode(texts), atol=1e-5)
+    assert np.allclose(*vectors) == lower
+    TasBalanced(cased).save(tmp_path / 'saved')
+    for load in lambda path: TasBalanced(path).encode_docs, lambda path: SentenceTransformer(path, device='cpu').encode:
+        np.testing.assert_allclose(load(str(tmp_path / 'saved'))(texts), vectors, atol=1e-5)
+
+
+def test_the_length_is_that_of_any_kind_of_transformer(model):
+    (model / 'tasb.json').unlink()
+    (model / 'sentence_bert_config.json').rename(model / 'sentence_roberta_config.json')
+    (model / 'sentence_roberta_config.json').write_text(json.dumps({'max_seq_length': 8}))
+    assert Encoder.load(model).doc_max_length == 8
+
+
+def test_a_text_of_special_tokens_is_read_by_the_model_as_others_read_it(tmp_path):
+    """RoBERTa counts no positions for its padding token, which a text may say."""
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    words = ['<s>', '<pad>', '</s>', '<unk>', '<mask>', 'the', 'rose', 'garden']
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token='<unk>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='<s> $A </s>', pair='<s> $A </s> $B </s>', special_tokens=[('<s>', 0), ('</s>', 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token='<unk>', pad_token='<pad>', cls_token='<s>', sep_token='</s>',
+        mask_token='<mask>', model_max_length=60).save_pretrained(tmp_path / 'model')
+    RobertaModel(RobertaConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, initializer_range=.3, pad_token_id=1)).save_pretrained(tmp_path / 'model')
+    ours = TasBalanced(tmp_path / 'model', amp='off', device='cpu')
+    assert ours.encoder.strategy == 'packed'
+    ours.save(tmp_path / 'saved')
+    texts = ['the <pad> rose garden', 'rose garden']
+    theirs = SentenceTransformer(str(tmp_path / 'saved'), device='cpu')
+    np.testing.assert_allclose(ours.encode_docs(texts), theirs.encode(texts), atol=1e-5)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from tiny_encoders import CONFIGS, PACKABLE, encoder, ragged
+from tiny_encoders import CONFIGS, PACKABLE, OnlyPadding, encoder, ragged
 
 from pyterrier_tasb import TasBalanced
 from pyterrier_tasb.encoding import Encoder, Tokens, attention, kernels, parity
 from pyterrier_tasb.encoding import encoder as encoder_module
-from pyterrier_tasb.encoding.batching import by_budget, near_equal
+from pyterrier_tasb.encoding.batching import by_budget, equal, near_equal
 from pyterrier_tasb.encoding.kernels import KERNELS, Packing
 
 
@@ -36,11 +36,10 @@ def _assert_equal_gradients(ours, theirs):
 
 
 @pytest.mark.parametrize('pooling', ['cls', 'mean'])
-@pytest.mark.parametrize('strategy', ['packed', 'sorted', 'padded'])
-@pytest.mark.parametrize('name', [*PACKABLE, 'mpnet'])
+@pytest.mark.parametrize('name, strategy', [
+    *((name, strategy) for name in [*PACKABLE, 'mpnet'] for strategy in ('sorted', 'equal', 'padded')),
+    *((name, 'packed') for name in PACKABLE)])   # mpnet's relative positions would run over the whole row
 def test_vectors_and_gradients_are_those_of_each_text_alone(name, strategy, pooling):
-    if name == 'mpnet' and strategy == 'packed':
-        pytest.skip('mpnet cannot be packed: its relative positions run over the whole row')
     tokens = ragged()
     weights = torch.randn(len(tokens), 32, generator=torch.Generator().manual_seed(0))
 
@@ -426,3 +425,51 @@ def test_by_budget():
     cut = [(g.start, g.stop) for g in by_budget(lengths, 5, padded=True)]
     assert cut == [(0, 2), (2, 3), (3, 4), (4, 5)]   # 2·2, 1·2, 1·3, 1·9
     assert by_budget(np.array([], dtype=np.int64), 5) == []
+
+
+def _convolving():
+    config = tf.ConvBertConfig(vocab_size=90, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                               intermediate_size=48, max_position_embeddings=80, embedding_size=32,
+                               initializer_range=.3)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(5)
+        return tf.AutoModel.from_config(config).eval()
+
+
+def test_a_model_that_mixes_padding_into_texts_gets_texts_of_one_length():
+    model, tokens = _convolving(), ragged()
+    ours = Encoder(model, OnlyPadding(0), query_max_length=10, doc_max_length=60, amp='off').eval()
+    assert ours.strategy == 'equal'
+    vectors = ours(tokens)
+    alone = torch.stack([states[0] for states in _one_by_one(model, tokens)])
+    torch.testing.assert_close(vectors, alone, rtol=1e-5, atol=1e-5)
+    padded = Encoder(model, OnlyPadding(0), strategy='padded', query_max_length=10, doc_max_length=60, amp='off').eval()
+    assert (padded(tokens) - alone).abs().max() > .01   # what it is for
+
+
+def test_equal_groups_have_one_length_each():
+    lengths = np.array([2, 3, 3, 3, 7, 9, 9])
+    assert [lengths[group].tolist() for group in equal(lengths)] == [[2], [3, 3, 3], [7], [9, 9]]
+    assert equal(np.array([4])) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize('name', PACKABLE)
+def test_a_padding_token_within_a_text_is_where_the_model_counts_it(name):
+    ours = encoder(name, 'auto')
+    padding = ours.model.config.pad_token_id
+    tokens = Tokens.from_lists([[5, 6, padding, 7, 8], [9, padding, padding, 4], [5, 6, 7]])
+    assert ours.strategy == 'packed'
+    alone = torch.stack([states[0] for states in _one_by_one(encoder(name, 'padded').model, tokens)])
+    torch.testing.assert_close(ours(tokens), alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('config, most', [
+    (lambda: tf.Data2VecTextConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                                   vocab_size=90, max_position_embeddings=80, pad_token_id=1), 78),
+    (lambda: tf.XLNetConfig(vocab_size=90, d_model=32, n_layer=1, n_head=2, d_inner=32), 10**9),
+    (CONFIGS['roberta'], 78), (CONFIGS['bert'], 80)], ids=['data2vec', 'xlnet', 'roberta', 'bert'])
+def test_as_many_tokens_as_the_model_has_positions_for(config, most):
+    ours = Encoder(tf.AutoModel.from_config(config()), OnlyPadding(1), query_max_length=10, doc_max_length=20)
+    assert ours.max_positions == most
+    texts = Tokens.from_lists([list(range(4, 4 + min(most, 80)))])
+    assert torch.isfinite(ours.eval()(texts)).all()

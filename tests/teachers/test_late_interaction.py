@@ -500,3 +500,56 @@ def test_vectors_beyond_half_precision_are_refused_where_they_are_kept(tiny_bert
         else:
             with pytest.raises(ValueError, match='half precision holds 65504'):
                 teacher.bind(*stores)(*rows)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'mask_tokens': -3}, 'mask_tokens=-3: must be a whole number'), ({'mask_tokens': True}, 'mask_tokens=True'),
+    ({'mask_tokens': 2.7}, 'mask_tokens=2.7'), ({'mask_tokens': '8'}, "mask_tokens='8'"),
+    ({'mask_tokens': 8, 'query_max_length': 505}, 'are more than the 512 positions'),
+    ({'scale': 0}, 'scale=0: must be a finite number above 0'), ({'scale': float('nan')}, 'scale=nan'),
+    ({'scale': -1}, 'scale=-1'),
+])
+def test_settings_that_cannot_be_are_refused(tiny_bert_dir, options, message):
+    with pytest.raises(ValueError, match=message):
+        teacher_of(tiny_bert_dir, **options)
+
+
+def test_masks_are_looked_at_when_they_are_set(teacher, toy_results):
+    teacher.mask_tokens = -1
+    with pytest.raises(ValueError, match='mask_tokens=-1'):
+        teacher(toy_results)
+
+
+def test_nothing_is_scored_as_nothing(teacher):
+    assert teacher.score_matrix([], ['a rose']).shape == (0, 1)
+    assert teacher.score_matrix(['a rose', 'wind'], []).shape == (2, 0)
+
+
+def test_settings_of_colbert_that_are_not_applied_are_warned_of(teacher, tmp_path, recwarn):
+    path = teacher.save(tmp_path / 'model')
+    LateInteraction(path)
+    assert not recwarn
+    file = path / 'artifact.metadata'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'query_token_id': '[unused0]', 'similarity': 'cosine',
+                                'mask_punctuation': True}))
+    with pytest.warns(UserWarning, match=r'settings that are not applied here \(mask_punctuation, query_token_id'):
+        LateInteraction(path)
+
+
+@pytest.mark.parametrize('part', ['encoder', 'projection'])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(tiny_bert_dir, tmp_path, part):
+    def spoil(teacher):
+        with torch.no_grad():
+            next(getattr(teacher.module, part).parameters()).flatten()[0] = float('nan')
+    teacher = teacher_of(tiny_bert_dir)
+    if part == 'projection':
+        teacher._module.projection = torch.nn.Linear(32, 8, bias=False)
+    path = teacher.save(tmp_path / 'good')
+    spoil(teacher)
+    with pytest.raises(ValueError, match='the model is not saved: 1 of its tensors are NaN'):
+        teacher.save(tmp_path / 'bad')
+    weights = load_file(path / 'model.safetensors')
+    weights['linear.weight' if part == 'projection' else 'bert.embeddings.word_embeddings.weight'][0, 0] = float('nan')
+    save_file(weights, path / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ValueError, match='cannot be used: 1 of its tensors are NaN'):
+        LateInteraction(path)

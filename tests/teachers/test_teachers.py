@@ -106,6 +106,9 @@ def test_an_empty_sum_is_refused_and_an_empty_frame_is_not(frame):
     for wrong in [words()], [(words(), 1)], 3:
         with pytest.raises(ValueError, match=r'give \(weight, teacher\) pairs'):
             WeightedSum(wrong)
+    for weight in float('nan'), float('inf'):
+        with pytest.raises(ValueError, match='weights must be finite'):
+            WeightedSum([(weight, words())])
     for other in 'a-checkpoint', ScorerTeacher(words()):
         total = WeightedSum([(1.0, words()), (1.0, other)])
         with pytest.raises(ValueError, match='is no transformer, and can be summed as an in-batch teacher only'):

@@ -21,6 +21,7 @@ BAD = [
     ('in_batch_loss', 'mse'), ('schedule', 'step'), ('measure', 'best@10'), ('patience_from', -1),
     ('measure', None), ('measure', ''), ('measure', ' '), ('measure', 10), ('measure', 'nDCG@@10'), ('spherical', 'no'),
     ('spherical', 1), ('spherical', None), ('report_to', 'wandbb'), ('report_to', None), ('report_to', ''),
+    ('report_to', ['wandb']),
     ('batch_size', 8.0), ('steps', np.float64(5)), ('learning_rate', np.float32('nan')), ('seed', True),
 ]
 
