@@ -159,7 +159,7 @@ class Copies(TrainerCallback):
         while len(self.kept) < self.minutes and self.clock.seconds + self.encoding > self.minute * (len(self.kept) + 1):
             self.kept.append(self.last)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
         with self.clock.paused():
             self._pass_minutes()
             self.last = copy.deepcopy(self.model.state_dict())

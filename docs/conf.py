@@ -4,7 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import pyterrier_tasb  # noqa: E402
+import pyterrier_tasb
 
 project = 'pyterrier-tasb'
 author = 'the pyterrier-tasb authors'

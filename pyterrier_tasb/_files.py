@@ -175,13 +175,13 @@ def _umask() -> int:
     return mask
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:  # noqa: ANN401
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write `value` as JSON, atomically, with sorted keys."""
     with atomic_file(path) as part:
         part.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n', encoding='utf-8')
 
 
-def read_json(path: str | os.PathLike, kind: type = dict, needs: Iterable[str] = ()) -> Any:  # noqa: ANN401
+def read_json(path: str | os.PathLike, kind: type = dict, needs: Iterable[str] = ()) -> Any:
     """Read a JSON file; one that is damaged, no `kind` or lacks what it `needs` is a `ValueError` that names it."""
     try:
         value = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -210,7 +210,7 @@ def write_at(file: RawIOBase, at: int, array: np.ndarray) -> None:
         view = view[file.write(view):]
 
 
-def fingerprint(*parts: Any) -> str:  # noqa: ANN401
+def fingerprint(*parts: Any) -> str:
     """A short hash of strings, numbers, bytes, arrays and (nested) JSON values, equal in every process.
 
     Returns:
@@ -235,7 +235,7 @@ def array_fingerprint(array: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def add_file(digest: Any, path: Path) -> None:  # noqa: ANN401
+def add_file(digest: Any, path: Path) -> None:
     """Add a file's contents to a digest of hashlib, some at a time."""
     with open(path, 'rb') as file:
         while block := file.read(1 << 22):

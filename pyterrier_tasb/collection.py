@@ -171,7 +171,7 @@ class IrdsCollection(_Texts):
         qrels = source.get_qrels()[['qid', 'docno', 'label']].astype({'qid': str, 'docno': str, 'label': int})
         return _of_split(qrels, keep)
 
-    def _source(self, variant: str) -> tuple[Any, Callable[[str], bool]]:  # noqa: ANN401
+    def _source(self, variant: str) -> tuple[Any, Callable[[str], bool]]:
         _check_split(variant)
         first, last = self._sets[0], self._sets[-1]
         if len(self._sets) == 1:

@@ -67,7 +67,7 @@ def checked(corpus: Corpus, text_field: str = 'text', at_a_time: int = 65_536) -
     distinct.add(docnos)
 
 
-def _checked(doc: Any, number: int, text_field: str) -> dict[str, str]:  # noqa: ANN401
+def _checked(doc: Any, number: int, text_field: str) -> dict[str, str]:
     if not isinstance(doc, Mapping):
         raise ValueError(f'document number {number} is {doc!r:.80}, expected a dictionary with docno and '
                          f'{text_field!r} (of a DataFrame: frame.to_dict("records"))')
@@ -80,7 +80,7 @@ def _checked(doc: Any, number: int, text_field: str) -> dict[str, str]:  # noqa:
     return {'docno': docno, text_field: text}
 
 
-def _docno(docno: Any, number: int) -> str:  # noqa: ANN401
+def _docno(docno: Any, number: int) -> str:
     if isinstance(docno, bool) or not isinstance(docno, (str, numbers.Integral)):
         raise ValueError(f'the docno of document number {number} is {docno!r}: give a string or a whole number')
     docno = str(docno)

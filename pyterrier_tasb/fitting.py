@@ -358,7 +358,7 @@ class Fit:
                         'clusters': None if clusters is None else clusters.n_clusters}
         return batches
 
-    def _calibration(self, batches: TrainingBatches) -> Any:  # noqa: ANN401
+    def _calibration(self, batches: TrainingBatches) -> Any:
         path = self.folder / 'calibration.json'   # kept, because the student of a resumed call is no longer untrained
         if not path.exists():
             self.student.encoder.eval()
@@ -516,7 +516,7 @@ class _AtCheckpoints(TrainerCallback):
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
 
-    def on_save(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+    def on_save(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
         self.function()
 
 

@@ -119,7 +119,7 @@ class _FixedBytes(FwdFixedBytes):
     A prefix is what docnos begin with in common: all of a lone one, which leaves nothing to read.
     """
 
-    def seed(self, id: str) -> bool:  # noqa: A002
+    def seed(self, id: str) -> bool:
         self.is_lone = self.prefix is None
         super().seed(id)
         self.prefix = self.prefix[:max(0, self.length - 1)].decode('utf-8', 'ignore').encode()

@@ -39,7 +39,7 @@ def _figure(n_axes: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[F
     return figure, axes
 
 
-def _legend(ax: Axes, **options: Any) -> None:  # noqa: ANN401
+def _legend(ax: Axes, **options: Any) -> None:
     if ax.get_legend_handles_labels()[0]:   # matplotlib warns where there is nothing to label
         ax.legend(frameon=False, **options)
 

@@ -61,7 +61,7 @@ class WithoutDocid(pt.Transformer):
 
 
 def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex | str | os.PathLike, *,
-                    text: Any = None, num_results: int = 1000, text_field: str = 'text',  # noqa: ANN401
+                    text: Any = None, num_results: int = 1000, text_field: str = 'text',
                     device: torch.device | str = 'cpu') -> pt.Transformer:
     """Queries → results by exact search, with text, without the index's own docid.
 

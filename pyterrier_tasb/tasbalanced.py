@@ -52,8 +52,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     schematic = {'label': 'TAS-Balanced'}
 
     def __init__(self, model_name: str | os.PathLike, *, pairwise_teacher: pt.Transformer | None = None,
-                 in_batch_teacher: Any = None, negatives: pt.Transformer | None = None,  # noqa: ANN401
-                 corpus: Any = None, clusters: QueryClusters | str | None = None,  # noqa: ANN401
+                 in_batch_teacher: Any = None, negatives: pt.Transformer | None = None,
+                 corpus: Any = None, clusters: QueryClusters | str | None = None,
                  cluster_encoder: pyterrier_dr.BiEncoder | None = None, training: Training = Training(),
                  query_max_length: int | None = None, doc_max_length: int | None = None, batch_size: int = 32,
                  text_field: str = 'text', verbose: bool = False, device: str | torch.device | None = None,
@@ -140,7 +140,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         return self.encoder.model
 
     @property
-    def tokenizer(self) -> Any:  # noqa: ANN401
+    def tokenizer(self) -> Any:
         """The Hugging Face tokenizer."""
         return self.encoder.tokenizer
 
@@ -345,7 +345,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                              extra_files={'README.md': model_card(self), **self._record_file()})
         return Path(path)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # noqa: ANN401
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload what :meth:`save` writes to a model repository.
 
         Args:
@@ -425,7 +425,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             return TokenStore.of(texts, self.tokenizer, self.doc_max_length, n_jobs=n_jobs)
         return TokenStore.build(path, texts, self.tokenizer, self.doc_max_length, n_jobs=n_jobs)
 
-    def _check_tokens(self, tokens: TokenStore, corpus: Any) -> None:  # noqa: ANN401
+    def _check_tokens(self, tokens: TokenStore, corpus: Any) -> None:
         if not isinstance(corpus, TextStore):
             raise ValueError(f'tokens= go with the text store that they were made of; corpus is a '
                              f'{type(corpus).__name__}')
@@ -434,7 +434,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             raise ValueError(f'{tokens!r} are not the tokens of this corpus for this encoder: '
                              f'{differences(tokens.key, wanted)}')
 
-    def retriever(self, index: pyterrier_dr.FlexIndex | str | os.PathLike, *, text: Any = None,  # noqa: ANN401
+    def retriever(self, index: pyterrier_dr.FlexIndex | str | os.PathLike, *, text: Any = None,
                   num_results: int = 1000, device: torch.device | str | None = None) -> pt.Transformer:
         """Queries → results with text; see :func:`pyterrier_tasb.retrieval.build_retriever`.
 
@@ -466,7 +466,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         """One that shares weights, until either is trained."""
         return sharing(self)
 
-    def apply_attributes(self, **attributes: Any) -> TasBalanced:  # noqa: ANN401
+    def apply_attributes(self, **attributes: Any) -> TasBalanced:
         """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.
 
         Whichever of the two is trained first takes weights of its own.

@@ -17,7 +17,7 @@ ROWS, COLUMNS = 32, 128   # of a program's tile
 
 
 @triton.jit
-def _sums(grad, ids, order, bounds, found, width, padding,  # noqa: ANN001, ANN202
+def _sums(grad, ids, order, bounds, found, width, padding,  # noqa: ANN001
           ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # noqa: N803
     """The sum of the gradients of one id's places; a program for (segment, block of columns)."""
     segment, columns = tl.program_id(0), tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -38,14 +38,14 @@ class _Lookup(torch.autograd.Function):
     """`F.embedding`, with its gradient left where it is wanted."""
 
     @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor, order: torch.Tensor, bounds: torch.Tensor,  # noqa: ANN401
+    def forward(ctx: Any, weight: torch.Tensor, ids: torch.Tensor, order: torch.Tensor, bounds: torch.Tensor,
                 found: torch.Tensor, padding: int) -> torch.Tensor:
         ctx.save_for_backward(ids, order, bounds)
         ctx.found, ctx.padding = found, padding
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (ids, order, bounds), found = ctx.saved_tensors, ctx.found.zero_()
         width = grad.shape[-1]
         with torch.cuda.device_of(grad):   # Triton launches on the thread's device, wherever the tensors are

@@ -45,7 +45,7 @@ def _no_sync(module: torch.nn.Module, last: bool) -> AbstractContextManager:
 
 class _CachedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, _: torch.Tensor, module: torch.nn.Module, parts: list[Tokens],  # noqa: ANN401
+    def forward(ctx: Any, _: torch.Tensor, module: torch.nn.Module, parts: list[Tokens],
                 device: torch.device) -> torch.Tensor:
         ctx.module, ctx.parts, ctx.replays, vectors = module, parts, [], []
         for part in parts:
@@ -54,7 +54,7 @@ class _CachedForward(torch.autograd.Function):
         return torch.cat(vectors)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, ...]:
         pieces = grad.split([len(part) for part in ctx.parts])
         for i, (part, replay, piece) in enumerate(zip(ctx.parts, ctx.replays, pieces)):
             with torch.enable_grad(), _no_sync(ctx.module, i == len(ctx.parts) - 1):

@@ -133,7 +133,7 @@ def _sentence_transformers_modules(path: Path) -> tuple[Path, str, bool]:
     return inner, pooling, normalize
 
 
-def _kind_and_folder(path: Path, module: Any) -> tuple[str, Path]:  # noqa: ANN401
+def _kind_and_folder(path: Path, module: Any) -> tuple[str, Path]:
     kind, folder = (module.get('type'), module.get('path') or '') if isinstance(module, dict) else (None, '')
     if not isinstance(kind, str) or not isinstance(folder, str):
         raise ValueError(f'{path}/modules.json has the entry {module!r:.200}: expected type and path, both strings, as '

@@ -160,15 +160,15 @@ def _(grad: torch.Tensor, joint: torch.Tensor, *rest: Any) -> torch.Tensor:
     return _empty(joint)[0]
 
 
-def _keep(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401
+def _keep(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, ...]) -> None:
     tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
     *attended, bounds = tensors
     ctx.save_for_backward(*attended, *output, bounds)
     ctx.options = inputs[len(tensors):]
 
 
-def _gradients(backward: Any) -> Any:  # noqa: ANN401
-    def gradients(ctx: Any, grad: torch.Tensor, *unused: Any) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+def _gradients(backward: Any) -> Any:
+    def gradients(ctx: Any, grad: torch.Tensor, *unused: Any) -> tuple[torch.Tensor | None, ...]:
         found = backward(grad, *ctx.saved_tensors, *ctx.options)
         return (*([found] if isinstance(found, torch.Tensor) else found), None, *(None for _ in ctx.options))
     return gradients

@@ -16,7 +16,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _mixed(x):  # noqa: ANN001, ANN202
+def _mixed(x):  # noqa: ANN001
     """uint32 → uint32, each bit of which depends on all: the end of MurmurHash3 (Appleby)."""
     x ^= x >> 16
     x *= 0x85EBCA6B
@@ -26,7 +26,7 @@ def _mixed(x):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _kept(seed, query, key, head, heads, dropped):  # noqa: ANN001, ANN202
+def _kept(seed, query, key, head, heads, dropped):  # noqa: ANN001
     """bool, in the common shape of the rows `query` and `key`: which weights dropout leaves."""
     of_query = _mixed((query * heads + head).to(tl.uint32) ^ seed.to(tl.uint32))
     bits = _mixed(of_query + key.to(tl.uint32) * 0x9E3779B9)
@@ -34,41 +34,41 @@ def _kept(seed, query, key, head, heads, dropped):  # noqa: ANN001, ANN202
 
 
 @triton.jit
-def _similarity(query, key, rows, cols, last, scale, reach):  # noqa: ANN001, ANN202
+def _similarity(query, key, rows, cols, last, scale, reach):  # noqa: ANN001
     """[rows, cols], in the unit of exp2; very low where there is no such key, or it is out of reach."""
     seen = (cols < last) & (tl.abs(rows - cols) < reach)
     return tl.where(seen, tl.dot(query, key) * scale, -1e30)
 
 
 @triton.jit
-def _within(first, last, begin, reach, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _within(first, last, begin, reach, BLOCK: tl.constexpr):  # noqa: ANN001, N803
     """Where the blocks of a text that a block reaches begin and end."""
     low = first + tl.maximum(begin - first - reach, 0) // BLOCK * BLOCK
     return low, tl.minimum(last, begin + BLOCK + reach)
 
 
 @triton.jit
-def _tile(tensor, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _tile(tensor, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, N803
     """[rows, DIM] of one head, rows `stride` apart; zeros where the text has ended."""
     at = rows.to(tl.int64)[:, None] * stride + head * DIM + tl.arange(0, DIM)[None, :]
     return tl.load(tensor + at, mask=rows[:, None] < last, other=0.0)
 
 
 @triton.jit
-def _store(tensor, values, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _store(tensor, values, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, N803
     at = rows.to(tl.int64)[:, None] * stride + head * DIM + tl.arange(0, DIM)[None, :]
     tl.store(tensor + at, values.to(tensor.dtype.element_ty), mask=rows[:, None] < last)
 
 
 @triton.jit
-def _clear(tensor, begin, step, tokens, head, stride, DIM: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _clear(tensor, begin, step, tokens, head, stride, DIM: tl.constexpr, BLOCK: tl.constexpr):  # noqa: ANN001, N803
     """Zeros behind the last text, from `begin` on: what is in none attends to nothing."""
     for start in range(begin, tokens, step):
         _store(tensor, tl.zeros([BLOCK, DIM], tl.float32), start + tl.arange(0, BLOCK), tokens, head, stride, DIM)
 
 
 @triton.jit
-def _delta(out, grad, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, ANN202, N803
+def _delta(out, grad, rows, last, head, stride, DIM: tl.constexpr):  # noqa: ANN001, N803
     """[rows], the sums of outputs times gradients."""
     o, g = _tile(out, rows, last, head, stride, DIM), _tile(grad, rows, last, head, stride, DIM)
     return tl.sum(o.to(tl.float32) * g.to(tl.float32), 1)

@@ -53,7 +53,7 @@ def settings_of(encoder: Encoder) -> tuple[str, int, int]:
     return encoder.amp, encoder.query_max_length, encoder.doc_max_length
 
 
-def under_settings(transformer: Any, encoder: Encoder) -> Encoder:  # noqa: ANN401
+def under_settings(transformer: Any, encoder: Encoder) -> Encoder:
     """The encoder that a transformer's attributes ask for now: itself, a view of it, or a copy on another device.
 
     They may be set at any time (`set_parameter`, `pt.GridScan`). What an encoder makes of them is written back: it cuts
@@ -76,7 +76,7 @@ def is_on(encoder: Encoder, device: torch.device) -> bool:
     return there.type == device.type and (None in (there.index, device.index) or there.index == device.index)
 
 
-def owned(transformer: Any, module: Module) -> Module:  # noqa: ANN401
+def owned(transformer: Any, module: Module) -> Module:
     """A module to train: a copy, where another transformer has the same weights and keeps its name."""
     return copied(module) if transformer._shared else module
 

@@ -26,7 +26,7 @@ class Texts(Protocol):
     """What a store is made of: a `TextStore`."""
     fingerprint: str
 
-    def __len__(self) -> int: ...  # noqa: D105
+    def __len__(self) -> int: ...
 
     def take(self, rows: np.ndarray) -> list[str]: ...  # noqa: D102
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pyterrier as pt
 
 
-def first(values: Any, n: int = 5) -> str:  # noqa: ANN401
+def first(values: Any, n: int = 5) -> str:
     """The first `n` distinct values, for messages."""
     return ', '.join(map(str, list(dict.fromkeys(values))[:n]))
 
@@ -29,7 +29,7 @@ def is_blank(texts: pd.Series) -> pd.Series:
     return texts.isna() | ~texts.astype(object).map(lambda text: bool(str(text).strip())).astype(bool)
 
 
-def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None:  # noqa: ANN401
+def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None:
     """Every value a string: a text loader leaves None where it does not know a document.
 
     Raises:
@@ -57,7 +57,7 @@ def warn_of_untaught(student: pt.Transformer) -> None:
                           'give it as pairwise_teacher=', stacklevel=5)
 
 
-def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:  # noqa: ANN401
+def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:
     """Compare numbers that were kept with what a teacher says now; precisions may differ.
 
     Raises:
@@ -69,7 +69,7 @@ def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None: 
                          f'{now[:3].round(3)} now. Use another directory, or delete it')
 
 
-def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:  # noqa: ANN401
+def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataFrame:
     """Qrels with string ids and whole-number labels, at least one of them positive.
 
     Args:
@@ -106,7 +106,7 @@ def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataF
     return qrels
 
 
-def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, context: Any = None,  # noqa: ANN401
+def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, context: Any = None,
                             ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Split a frame into topics (qid, query) and, where it has docnos, results.
 

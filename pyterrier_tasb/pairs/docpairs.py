@@ -133,12 +133,12 @@ def rows_of(docpairs: Iterable[Any]) -> list[tuple[str, str, str, float]]:
     return [_row(pair, number) for number, pair in enumerate(docpairs, 1)]
 
 
-def _row(pair: Any, number: int) -> tuple[str, str, str, float]:  # noqa: ANN401
+def _row(pair: Any, number: int) -> tuple[str, str, str, float]:
     ids = (str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b'))
     return (*ids, float(_get(pair, 'margin', number, 0.0)))
 
 
-def _get(pair: Any, name: str, number: int, default: Any = _REQUIRED) -> Any:  # noqa: ANN401
+def _get(pair: Any, name: str, number: int, default: Any = _REQUIRED) -> Any:
     value = pair.get(name, default) if isinstance(pair, dict) else getattr(pair, name, default)
     if value is _REQUIRED:
         raise ValueError(f'docpair {number} ({pair!r:.80}) has no {name}: expected query_id, doc_id_a and doc_id_b, as '

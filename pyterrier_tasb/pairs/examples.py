@@ -57,9 +57,9 @@ class Examples:
 
 
 def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
-            negatives: pt.Transformer | None = None, corpus: Any = None,  # noqa: ANN401
+            negatives: pt.Transformer | None = None, corpus: Any = None,
             teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True,
-            max_pairs_per_query: int | None = 1000, seed: int = 0, context: Any = None,  # noqa: ANN401
+            max_pairs_per_query: int | None = 1000, seed: int = 0, context: Any = None,
             claim: Callable[[dict[str, Any]], None] | None = None,
             check_queries: Callable[[pd.Series], None] | None = None) -> Examples:
     """Check what a user gave and turn it into examples, in `folder` or found there.
@@ -142,7 +142,7 @@ def _check_mined(pairs: ScoredPairs, topics: pd.DataFrame, source: CandidateSour
                          f'of {n} negatives of {len(rows)} queries): use another work_dir, or delete it')
 
 
-def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None, corpus: Any,  # noqa: ANN401
+def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None, corpus: Any,
                   teacher: pt.Transformer | None, text_field: str, scores_needed: bool) -> None:
     if results is None:
         if negatives is None or corpus is None:
@@ -156,7 +156,7 @@ def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None
         check_scores(results, 'training')
 
 
-def text_loader(corpus: Any, text_field: str = 'text', *, name: str = 'corpus') -> pt.Transformer:  # noqa: ANN401
+def text_loader(corpus: Any, text_field: str = 'text', *, name: str = 'corpus') -> pt.Transformer:
     """A transformer that adds `text_field` by docno, from anything that can load text.
 
     Args:
@@ -197,7 +197,7 @@ class CandidateSource(pt.Transformer):
     """
 
     def __init__(self, qrels: pd.DataFrame, *, results: pd.DataFrame | None = None,
-                 negatives: pt.Transformer | None = None, corpus: Any = None,  # noqa: ANN401
+                 negatives: pt.Transformer | None = None, corpus: Any = None,
                  teacher: pt.Transformer | None = None, text_field: str = 'text', scores_needed: bool = True,
                  counts: Path | None = None) -> None:
         self.qrels, self.results, self.negatives, self.corpus = qrels, results, negatives, corpus
@@ -316,7 +316,7 @@ class CandidateSource(pt.Transformer):
         return f'CandidateSource({source}, teacher={self.teacher!r})'
 
 
-def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:  # noqa: ANN401
+def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:
     """Texts of `docnos` by docno; ids that the loader does not know are absent."""
     if isinstance(loader, TextLoader):   # which takes an unknown docno for an error
         rows = loader.texts.index_of(docnos)
@@ -340,7 +340,7 @@ def query_store(pairs: ScoredPairs, topics: pd.DataFrame, path: Path) -> TextSto
     return _store(path, ((qid, texts[qid]) for qid in pairs.qids), pairs.qids)
 
 
-def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, path: Path,  # noqa: ANN401
+def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, path: Path,
               text_field: str = 'text') -> TextStore | TextRows:
     """The text of every document row, in order: from the results frame where it has them, else from the corpus.
 
@@ -375,7 +375,7 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
     return store
 
 
-def _some(ids: Any, n: int = 50) -> list[str]:  # noqa: ANN401
+def _some(ids: Any, n: int = 50) -> list[str]:
     """At most `n` of them, from beginning to end."""
     return [ids[int(row)] for row in np.unique(np.linspace(0, len(ids) - 1, n).astype(int))]
 
@@ -393,7 +393,7 @@ def _check_unchanged(store: TextStore, docnos: list[str], loader: pt.Transformer
                          f'first: {changed[:5]}): use another work_dir, or delete it')
 
 
-def _found(rows: np.ndarray, docnos: Any) -> np.ndarray:  # noqa: ANN401
+def _found(rows: np.ndarray, docnos: Any) -> np.ndarray:
     """`rows`, none of which is below 0.
 
     Raises:
@@ -406,7 +406,7 @@ def _found(rows: np.ndarray, docnos: Any) -> np.ndarray:  # noqa: ANN401
     return rows
 
 
-def _store(path: Path, items: Iterator[tuple[str, str]], ids: Any) -> TextStore:  # noqa: ANN401
+def _store(path: Path, items: Iterator[tuple[str, str]], ids: Any) -> TextStore:
     if path.exists():
         store = TextStore(path)
         if len(store) == len(ids):

@@ -128,20 +128,20 @@ class ScoredPairs(OnDisk, pt.Artifact):
 
     @classmethod
     def from_results(cls, results: pd.DataFrame, qrels: pd.DataFrame, path: str | os.PathLike | None = None,
-                     **options: Any) -> ScoredPairs:  # noqa: ANN401
+                     **options: Any) -> ScoredPairs:
         """Pairs of a scored results frame; see :func:`pyterrier_tasb.pairs.results.from_results`."""
         from .results import from_results
         return from_results(results, qrels, path, **options)
 
     @classmethod
     def from_pipeline(cls, pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame,
-                      path: str | os.PathLike, **options: Any) -> ScoredPairs:  # noqa: ANN401
+                      path: str | os.PathLike, **options: Any) -> ScoredPairs:
         """Pairs of a pipeline's results, chunk by chunk; see :func:`pyterrier_tasb.pairs.pipeline.from_pipeline`."""
         from .pipeline import from_pipeline
         return from_pipeline(pipeline, topics, qrels, path, **options)
 
     @classmethod
-    def from_teacher_file(cls, file: str | os.PathLike, path: str | os.PathLike, **options: Any,  # noqa: ANN401
+    def from_teacher_file(cls, file: str | os.PathLike, path: str | os.PathLike, **options: Any,
                           ) -> ScoredPairs:
         """Pairs of a published score file; see :func:`pyterrier_tasb.pairs.teacher_file.from_teacher_file`."""
         from .teacher_file import from_teacher_file
@@ -155,7 +155,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
 
     @classmethod
     def from_docpairs(cls, docpairs: Iterable[Any], path: str | os.PathLike | None = None,
-                      **options: Any) -> ScoredPairs:  # noqa: ANN401
+                      **options: Any) -> ScoredPairs:
         """Pairs as ir_datasets has them; see :func:`pyterrier_tasb.pairs.docpairs.from_docpairs`."""
         from .docpairs import from_docpairs
         return from_docpairs(docpairs, path, **options)

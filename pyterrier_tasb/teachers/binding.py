@@ -20,7 +20,7 @@ from .weighted import WeightedSum
 _UNSCORED = -np.finfo(np.float64).max   # in a cache: the scorer left this row out
 
 
-def in_batch_teacher_of(teacher: Any, text_field: str = 'text') -> Any:  # noqa: ANN401
+def in_batch_teacher_of(teacher: Any, text_field: str = 'text') -> Any:
     """What can be bound, of whatever a user names: a checkpoint's name is loaded.
 
     Args:
@@ -43,8 +43,8 @@ def in_batch_teacher_of(teacher: Any, text_field: str = 'text') -> Any:  # noqa:
                      'WeightedSum, TeacherScores, or a transformer that scores (query, text)')
 
 
-def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,  # noqa: ANN401
-                          plan: BatchPlan, steps: int | None = None, text_field: str = 'text') -> Any:  # noqa: ANN401
+def bind_in_batch_teacher(teacher: Any, queries: TextStore, docs: TextStore, cache_dir: Path,
+                          plan: BatchPlan, steps: int | None = None, text_field: str = 'text') -> Any:
     """Tie an in-batch teacher to the texts of a run.
 
     Args:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: pd.DataFrame,
                   validation: pd.DataFrame | None, validation_qrels: pd.DataFrame | None,
-                  negatives: pt.Transformer | None, corpus: Any, folder: Path,  # noqa: ANN401
+                  negatives: pt.Transformer | None, corpus: Any, folder: Path,
                   resume: bool, kept: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
     check_trains(teacher.amp, teacher.device)
@@ -113,7 +113,7 @@ def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
 
 
 def _validation(teacher: LateInteraction, topics_or_res: pd.DataFrame | None, qrels: pd.DataFrame | None,
-                negatives: pt.Transformer | None, corpus: Any,  # noqa: ANN401
+                negatives: pt.Transformer | None, corpus: Any,
                 ) -> tuple[Callable[[], dict[str, float]] | None, str | None]:
     """What validates, and a fingerprint of its data."""
     if (topics_or_res is None) != (qrels is None):

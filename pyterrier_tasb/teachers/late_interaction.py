@@ -270,7 +270,7 @@ class LateInteraction(pt.Estimator):
 
     def fit(self, topics_or_res_tr: pd.DataFrame, qrels_tr: pd.DataFrame, topics_or_res_va: pd.DataFrame | None = None,
             qrels_va: pd.DataFrame | None = None, *, negatives: pt.Transformer | None = None,
-            corpus: Any = None, work_dir: str | os.PathLike | None = None,  # noqa: ANN401
+            corpus: Any = None, work_dir: str | os.PathLike | None = None,
             resume: bool = False) -> LateInteraction:
         """Train on labels: softmax cross entropy of a query's positive against all passages of the batch.
 
@@ -326,7 +326,7 @@ class LateInteraction(pt.Estimator):
 
     # ---- identity ----------------------------------------------------------------------------------------------
 
-    def apply_attributes(self, **attributes: Any) -> LateInteraction:  # noqa: ANN401
+    def apply_attributes(self, **attributes: Any) -> LateInteraction:
         """The same weights with other settings; whichever of the two is trained first takes weights of its own.
 
         Raises:

@@ -60,7 +60,7 @@ class TeacherScores(pt.Artifact):
         check_unharmed(folder, file_fingerprint(folder / _SCORES), meta['fingerprint'])
 
     @classmethod
-    def build(cls, path: str | os.PathLike, teacher: Any, plan: BatchPlan, queries: TextStore,  # noqa: ANN401
+    def build(cls, path: str | os.PathLike, teacher: Any, plan: BatchPlan, queries: TextStore,
               docs: TextStore, *, steps: int | None = None, first: int = 0, last: int | None = None,
               text_field: str = 'text') -> TeacherScores:
         """Score batches `first` to `last` of a plan; an interrupted call goes on where it stopped.
@@ -178,7 +178,7 @@ def _map(folder: Path, shape: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(np.memmap(file, dtype=np.float16, mode='r', shape=shape))
 
 
-def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None:  # noqa: ANN401
+def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None:
     """Append batch by batch, from the last one that was saved on."""
     first, last, state = key['first'], key['last'], read_json(path / _STATE, needs=['done', 'checksum'])
     start, checksum = state['done'], state['checksum']
@@ -203,7 +203,7 @@ def _score(path: Path, key: dict[str, Any], bound: Any, plan: BatchPlan) -> None
     _complete(path, key)
 
 
-def _of_batch(bound: Any, plan: BatchPlan, step: int, teacher: str) -> np.ndarray:  # noqa: ANN401
+def _of_batch(bound: Any, plan: BatchPlan, step: int, teacher: str) -> np.ndarray:
     """float16[B, 2B]; a passage that comes twice is scored once."""
     batch = plan[step]
     docs, where = np.unique(np.concatenate([batch.pos, batch.neg]), return_inverse=True)

@@ -36,7 +36,7 @@ def check_pairs(examples: Examples, teacher: pt.Transformer, place: Path, name: 
     check_same(pairs.margin[some], scores[0] - scores[1], place, 'margins', name)
 
 
-def check_batch(scores: Any, file: Path, name: str) -> None:  # noqa: ANN401
+def check_batch(scores: Any, file: Path, name: str) -> None:
     """Compare some of an in-batch teacher's scores of the first batch with those in a file, or write them there.
 
     Raises:

@@ -51,12 +51,12 @@ class _Replayed(torch.autograd.Function):
     """The loss of a graph whose gradients are there already."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: torch.Tensor, loss: torch.Tensor, give: Callable[[], None]) -> torch.Tensor:  # noqa: ANN401
+    def forward(ctx: Any, anchor: torch.Tensor, loss: torch.Tensor, give: Callable[[], None]) -> torch.Tensor:
         ctx.give = give
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, None]:
         ctx.give()
         return None, None, None
 

@@ -178,7 +178,7 @@ class Training:
                              "to it: install it, or report_to='none'")
 
     @classmethod
-    def faithful(cls, **changes: Any) -> Training:  # noqa: ANN401
+    def faithful(cls, **changes: Any) -> Training:
         """The published run: Adam at 7e-6, 800K batches of 32, k-means as in the reference code, nothing rescaled.
 
         Args:
@@ -193,7 +193,7 @@ class Training:
             eval_every=4000, patience=30, patience_from=300_000)
         return cls(**{**published, **changes})
 
-    def replace(self, **changes: Any) -> Training:  # noqa: ANN401
+    def replace(self, **changes: Any) -> Training:
         """A copy with some fields changed."""
         return replace(self, **changes)
 

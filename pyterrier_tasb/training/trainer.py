@@ -40,7 +40,7 @@ _ONE_AT_A_TIME = threading.RLock()   # dropout draws from the process's generato
 class Batches(Protocol):
     """The batch of every step, as a pure function of the step's number."""
 
-    def __getitem__(self, step: int) -> Any: ...  # noqa: ANN401, D105
+    def __getitem__(self, step: int) -> Any: ...
 
 
 @dataclass
@@ -87,13 +87,13 @@ class _Steps(Dataset):
         self._made.clear()   # those after it may have failed as well
         return self[step]
 
-    def _made_ahead(self, step: int) -> Any:  # noqa: ANN401
+    def _made_ahead(self, step: int) -> Any:
         for number in range(step, min(step + 1 + self.ahead * self.stride, self.n_batches), self.stride):
             if number not in self._made:
                 self._made[number] = self._pool.submit(self.batches.__getitem__, number)
         return self._made.pop(step).result()
 
-    def again(self, step: int) -> Any:  # noqa: ANN401
+    def again(self, step: int) -> Any:
         """A batch that was there before, made where all are: a teacher is asked by one thread."""
         return self._pool.submit(self.batches.__getitem__, step).result() if self.ahead else self.batches[step]
 
@@ -120,17 +120,17 @@ class _Progress(TrainerCallback):
     def __init__(self, desc: str) -> None:
         self.desc, self.bar = desc, None
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
         state.logging_steps, state.save_steps = args.logging_steps, args.save_steps   # a checkpoint has those of before
         if state.is_world_process_zero:
             self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit='step')
             self.shown: dict[str, str] = {}
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001
         if self.bar is not None:
             self.shown |= {name.removeprefix('eval_'): f'{value:.4g}' for name, value in (logs or {}).items()
                            if name == 'loss' or name.startswith('eval_')}
@@ -147,12 +147,12 @@ class _Guard(TrainerCallback):
     def __init__(self, trainer: _Trainer) -> None:
         self.trainer, clip = trainer, trainer.accelerator.clip_grad_norm_
 
-        def clip_and_remember(*args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        def clip_and_remember(*args: Any, **kwargs: Any) -> torch.Tensor:
             trainer._norm = clip(*args, **kwargs)
             return trainer._norm
         trainer.accelerator.clip_grad_norm_ = clip_and_remember
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
         self.trainer.check()
 
 
@@ -324,7 +324,7 @@ class _Trainer(Trainer):
             self._parts, self._n_parts = {}, 0
         super().log(logs, start_time)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ANN401
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self.read_losses()
         values = self.validate()
         if self.args.world_size > 1:   # all stop by the first one's: on two GPUs the last digit may differ
@@ -364,7 +364,7 @@ def _seed(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _describe(batch: Any, what: str = '') -> str:  # noqa: ANN401
+def _describe(batch: Any, what: str = '') -> str:
     describe = getattr(batch, 'describe', None)
     return f' ({what}{describe()})' if describe else ''
 
@@ -412,7 +412,7 @@ class _Patience(TrainerCallback):
     def __init__(self, training: Training) -> None:
         self.training = training
 
-    def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003, D102
+    def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
         if _is_over(self.training, state):
             control.should_training_stop = True
 

@@ -81,7 +81,7 @@ class RerankingPool:
         return np.concatenate([np.einsum('nd,nd->n', query_vecs[self.query_row[part]], doc_vecs[self.doc_row[part]])
                                for part in parts])
 
-    def _tokens_of(self, encoder: Encoder, side: str, texts: list[str] | TextStore | TextRows) -> Any:  # noqa: ANN401
+    def _tokens_of(self, encoder: Encoder, side: str, texts: list[str] | TextStore | TextRows) -> Any:
         if isinstance(texts, list):
             return encoder.tokenise(texts, side)
         return TokenStore.of(texts, encoder.tokenizer, encoder.max_length(side), elsewhere=self.folder)

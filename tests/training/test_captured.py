@@ -7,12 +7,12 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / 'encoding'))
-from tiny_encoders import PACKABLE, encoder, ragged  # noqa: E402
+from tiny_encoders import PACKABLE, encoder, ragged
 
-from pyterrier_tasb import Encoder, TasBalanced, Training, fitting  # noqa: E402
-from pyterrier_tasb.training import captured, checkpoints  # noqa: E402
-from pyterrier_tasb.training.batches import TrainingBatch  # noqa: E402
-from pyterrier_tasb.training.dual import dual_loss  # noqa: E402
+from pyterrier_tasb import Encoder, TasBalanced, Training, fitting
+from pyterrier_tasb.training import captured, checkpoints
+from pyterrier_tasb.training.batches import TrainingBatch
+from pyterrier_tasb.training.dual import dual_loss
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 SIZE = 4
