@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import torch
+from _script import at_least_1, run_script
 from ir_measures import RR, R, nDCG
 from scipy.stats import ttest_rel
 
@@ -25,7 +26,6 @@ from pyterrier_tasb import Encoder, LateInteraction, ScoredPairs, TasBalanced, T
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.encoding import model_directory
 from pyterrier_tasb.machine import hardware, versions
-from pyterrier_tasb.scripts import at_least_1, run_script
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 BASELINE = 'none, random'

@@ -27,13 +27,13 @@ from pathlib import Path
 
 import pandas as pd
 import pyterrier as pt
+from _script import at_least_1, run_script
 from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, ScoredPairs, TasBalanced, TeacherScores, TextStore, Training
 from pyterrier_tasb._files import file_fingerprint
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.documents import documents
-from pyterrier_tasb.scripts import at_least_1, run_script
 from pyterrier_tasb.training.validation import by_reciprocal_rank
 
 TEACHER_FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'

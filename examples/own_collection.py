@@ -15,12 +15,12 @@ from pathlib import Path
 import pandas as pd
 import pyterrier as pt
 import pyterrier_alpha as pta
+from _script import at_least_1, run_script
 from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, TasBalanced, TextStore, Training, minilm
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.collection import Collection, IrdsCollection
-from pyterrier_tasb.scripts import at_least_1, run_script
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 MONOT5 = 'castorini/monot5-base-msmarco'

@@ -14,13 +14,13 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pyterrier_alpha as pta
+from _script import at_least_1, run_script
 from ir_measures import RR, R, nDCG
 
 from pyterrier_tasb import LateInteraction, TasBalanced, Training, minilm, plots, pydocs
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.encoding.encoder import weights_fingerprint
 from pyterrier_tasb.machine import hardware, versions
-from pyterrier_tasb.scripts import at_least_1, run_script
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 

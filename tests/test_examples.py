@@ -14,8 +14,6 @@ import pyterrier as pt
 import pytest
 from transformers import T5ForConditionalGeneration
 
-from pyterrier_tasb.scripts import run_script
-
 EXAMPLES = Path(__file__).parent.parent / 'examples'
 
 
@@ -32,6 +30,7 @@ def example(monkeypatch):
     """(name, *arguments) → the module, loaded here, with this command line."""
     def load(name, *arguments):
         monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(EXAMPLES)
         spec = importlib.util.spec_from_file_location(f'example_{name}', EXAMPLES / f'{name}.py')
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -163,9 +162,9 @@ def test_a_refusal_is_one_sentence(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
-def test_other_libraries_errors_keep_their_traceback():
+def test_other_libraries_errors_keep_their_traceback(example):
     with pytest.raises(ValueError, match='Invalid'):
-        run_script(lambda: pd.to_datetime('rose', format='Invalid%'))
+        example('_script').run_script(lambda: pd.to_datetime('rose', format='Invalid%'))
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.collection import SPLITS, Collection
 
 PAGES = Path(pyterrier_tasb.__file__).parent / 'pt_docs'
-README = Path(__file__).parents[1] / 'README.md'
 pytestmark = pytest.mark.filterwarnings('error::UserWarning')   # what a page shows is not warned of
 BLOCK = re.compile(r'^( *)\.\. code-block:: python\n\1    :caption: (.*)\n((?:\1    .*\n|\n)+)', flags=re.MULTILINE)
 FILE = 'bert_cat_ensemble_msmarcopassage_train_scores_ids.tsv'
@@ -75,7 +74,3 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(names, page, n):
     for caption, code in found:
         exec(compile(code, f'{page}: {caption}', 'exec'), names)
 
-
-def test_the_code_of_the_readme_runs(names, minilm_dir):
-    [code] = re.findall(r'```python\n(.*?)```', README.read_text(encoding='utf-8'), flags=re.DOTALL)
-    exec(compile(code, README.name, 'exec'), {})

@@ -1,4 +1,4 @@
-"""What scripts over this package share: numbers that are checked, and errors that are one sentence."""
+"""What the examples share as scripts: numbers that are checked, and errors that are one sentence."""
 from __future__ import annotations
 
 import argparse
@@ -14,11 +14,11 @@ def at_least_1(text: str) -> int:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script; where it or this package refuses what it was given, it ends with that sentence alone."""
+    """Run a script; where it or the package refuses what it was given, it ends with that sentence alone."""
     try:
         main()
     except ValueError as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals['__name__'].partition('.')[0] not in ('__main__', __package__):
+        if frame.f_globals['__name__'].partition('.')[0] not in ('__main__', 'pyterrier_tasb'):
             raise   # another library's: its traceback says more
         raise SystemExit(str(error)) from error
