@@ -42,20 +42,20 @@ def _sync(path: Path) -> None:
 def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it into place when the block ends well, else remove it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    fd, name = tempfile.mkstemp(prefix=f'.{path.name}.{_owner()}.', suffix=_NEW, dir=path.parent)
-    os.close(fd)
-    part = Path(name)
-    try:
-        with disk_named(path, 'what was there before is as it was'):
+    with disk_named(path, 'what was there before is as it was'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        fd, name = tempfile.mkstemp(prefix=f'.{path.name}.{_owner()}.', suffix=_NEW, dir=path.parent)
+        os.close(fd)
+        part = Path(name)
+        try:
             yield part
             part.chmod(0o666 & ~_umask())
             _sync(part)
             os.replace(part, path)
             _sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def check_new(path: str | os.PathLike, kind: str) -> None:
@@ -77,22 +77,24 @@ def atomic_dir(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
         overwrite: Put it in the place of what is there; until the last moment that stays whole.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is False.
+        FileExistsError: `path` exists, or does when the block ends, and `overwrite` is False.
     """
     path = Path(path)
     path = path.resolve() if path.is_symlink() else path   # what a link points to is replaced, not the link
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f'{path} already exists')
-    part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix=_NEW, dir=path.parent))
-    part.chmod(0o777 & ~_umask())
-    try:
-        with disk_named(path, 'what was there before is as it was'):
+    with disk_named(path, 'what was there before is as it was'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
+        if path.exists() and not overwrite:
+            raise FileExistsError(f'{path} already exists')
+        part = Path(tempfile.mkdtemp(prefix=f'.{path.name}.{_owner()}.', suffix=_NEW, dir=path.parent))
+        part.chmod(0o777 & ~_umask())
+        try:
             yield part
+            if path.exists() and not overwrite:
+                raise FileExistsError(f'another process has made {path} meanwhile: use that, or give another path')
             move_into_place(part, path, overwrite=overwrite)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -139,6 +141,13 @@ def _exchange(one: Path, other: Path) -> bool:
     return not swap(_HERE, os.fsencode(one.absolute()), _HERE, os.fsencode(other), _SWAP)
 
 
+def discard(folder: Path, of: Path) -> None:
+    """Remove a directory that was needed while `of` was made; if that is interrupted, with what else is left of it."""
+    left = Path(tempfile.mkdtemp(prefix=f'.{of.name}.{_owner()}.', suffix=_NEW, dir=folder.parent))
+    os.replace(folder, left)
+    _remove(left)
+
+
 def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -147,7 +156,7 @@ def _owner() -> str:
     return f'{socket.gethostname()}-{os.getpid()}'
 
 
-def _remove_leftovers(path: Path) -> None:
+def remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that were killed left beside `path`, and put back what they took away."""
     for left in path.parent.glob(f'.{glob.escape(path.name)}.{socket.gethostname()}-*'):
         pid = left.name.removeprefix(f'.{path.name}.{socket.gethostname()}-').partition('.')[0]
@@ -176,9 +185,19 @@ def _umask() -> int:
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Write `value` as JSON, atomically, with sorted keys."""
+    """Write `value` as JSON, atomically, with sorted keys; numbers of numpy are numbers."""
     with atomic_file(path) as part:
-        part.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+        part.write_text(json.dumps(value, indent=1, sort_keys=True, default=_number) + '\n', encoding='utf-8')
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f'{value!r} cannot be written as JSON')
+
+
+def _number_or_text(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def read_json(path: str | os.PathLike, kind: type = dict, needs: Iterable[str] = ()) -> Any:
@@ -223,7 +242,7 @@ def fingerprint(*parts: Any) -> str:
         elif isinstance(part, bytes):
             blob = part
         else:
-            blob = json.dumps(part, sort_keys=True, default=str).encode()
+            blob = json.dumps(part, sort_keys=True, default=_number_or_text).encode()
         digest.update(len(blob).to_bytes(8, 'little') + blob)
     return digest.hexdigest()[:16]
 
@@ -314,7 +333,7 @@ def claim(folder: str | os.PathLike, what: str, ours: dict[str, Any], name: str 
         ValueError: The directory was made for something else; the message names each difference.
     """
     path = Path(folder) / name
-    ours = json.loads(json.dumps(ours, default=str))
+    ours = json.loads(json.dumps(ours, default=_number_or_text))
     if not path.exists():
         write_json(path, ours)
         return
@@ -353,13 +372,18 @@ def disk_named(place: Path, then: str) -> Iterator[None]:
 
 
 def _disk_errno(error: Exception, place: Path) -> int | None:
+    there = _nearest(place)
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if error.errno in _REMEDIES else None
+        elsewhere = isinstance(error.filename, (str, os.PathLike)) and (   # what a teacher writes, on another disk
+            _nearest(Path(error.filename)).stat().st_dev != there.stat().st_dev)
+        return error.errno if error.errno in _REMEDIES and not elsewhere else None
     found = next((number for words, number in _OF_LIBRARIES.items() if words in str(error)), None)
-    return found if found != errno.ENOSPC or _is_full(place) else None
+    is_so = {errno.ENOSPC: lambda: shutil.disk_usage(there).free < _NOTHING,
+             errno.EROFS: lambda: not os.access(there, os.W_OK), None: lambda: False}
+    return found if is_so[found]() else None
 
 
-def _is_full(place: Path) -> bool:
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free < _NOTHING
+def _nearest(place: Path) -> Path:
+    """The place, or the directory above it that is there."""
+    place = place.absolute()
+    return next(some for some in (place, *place.parents) if some.exists())

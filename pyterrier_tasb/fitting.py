@@ -352,7 +352,13 @@ class Fit:
         if teacher is not None:
             check_batch(batches[0].in_batch, self.folder / 'in-batch-teacher.json', self.report['in_batch_teacher'])
         if training.positive_bonus:
-            batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos), examples.judged())
+            judged = examples.judged()
+            if judged is not None and not len(judged[0]):
+                raise ValueError('nothing that the qrels judge relevant is among the pairs: qids and docnos are '
+                                 f'{checks.first(examples.positives["qid"])} and '
+                                 f'{checks.first(examples.positives["docno"])} in the qrels, '
+                                 f'{checks.first(pairs.qids[:5])} and {checks.first(pairs.docnos[:5])} in the pairs')
+            batches.judged = JudgedPositives(pairs.indptr, pairs.pos, len(pairs.docnos), judged)
         batches.transform = transform_of(self._calibration(batches), training.positive_bonus)
         self.report |= {'pairs': pairs.describe(), 'plan': plan.fingerprint,
                         'clusters': None if clusters is None else clusters.n_clusters}

@@ -40,7 +40,9 @@ class StringArray(Sequence):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, row: int) -> str:
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        if isinstance(row, slice):
+            return [self[i] for i in range(*row.indices(len(self)))]
         row = int(row)
         if not -len(self) <= row < len(self):
             raise IndexError(f'row {row} of {len(self)}')
@@ -89,7 +91,7 @@ class TextStore(OnDisk):
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()   # also after a change of directory
         if not (self.path / 'meta.json').exists():
             raise ValueError(f'{self.path} is no text store: TextStore.build(path, (id, text) pairs) makes one')
         self.fingerprint = read_json(self.path / 'meta.json', needs=['fingerprint'])['fingerprint']

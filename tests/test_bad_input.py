@@ -208,7 +208,7 @@ CASES = {
     'clusters that are no whole numbers': (lambda g: QueryClusters.from_assignment([.7, 1.9]), 'row 0 is 0.7'),
     'clusters numbered beyond k': (lambda g: QueryClusters.from_assignment(np.array([0, 3]), n_clusters=2), '0 to 1'),
     'no clusters at that path': (lambda g: QueryClusters(g.folder / 'nowhere'), 'holds no query clusters'),
-    'vectors that are NaN': (lambda g: QueryClusters.fit(np.full((4, 2), np.nan), 2), 'NaN or infinite'),
+    'vectors that are NaN': (lambda g: QueryClusters.fit(np.full((4, 2), np.nan), 2), 'NaN, infinite or too long'),
     # model directories
     'no such directory': (lambda g: TasBalanced(g.folder / 'nowhere'), 'there is no directory'),
     'a model that is a file': (lambda g: TasBalanced(g.file('model.bin', b'')), 'is a file'),

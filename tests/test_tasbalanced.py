@@ -939,3 +939,21 @@ def test_a_frozen_encoder_and_settings_that_are_none_are_refused(tasb, tiny_bert
         tasb.fit(toy_results, toy_qrels)
     with pytest.raises(ValueError, match=r"training=\{'steps': 3\}: give Training"):
         TasBalanced(tiny_bert_dir, training={'steps': 3})
+
+
+def test_qrels_of_other_ids_beside_pairs_are_refused(tiny_bert_dir, toy_results, toy_qrels, toy_topics, toy_corpus,
+                                                     tmp_path):
+    texts = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    tasb = TasBalanced(tiny_bert_dir, corpus=texts, training=FAST.replace(positive_bonus=2.0))
+    pairs, others = ScoredPairs.from_results(toy_results, toy_qrels), toy_qrels.assign(qid='x' + toy_qrels['qid'])
+    with pytest.raises(ValueError, match='nothing that the qrels judge relevant is among the pairs: qids .* xq0'):
+        tasb.fit(toy_topics, others, pairs=pairs)
+
+
+def test_a_teachers_whole_numbers_are_ids(tiny_bert_dir, toy_results, toy_qrels):
+    results, qrels = (frame.assign(docno=frame['docno'].str.replace('d', '9').str.replace('a', '1').str.replace('b', '2'))
+                      for frame in (toy_results, toy_qrels))
+    teacher = pt.apply.generic(lambda found: found.assign(
+        docno=found['docno'].astype(int), score=found['docno'].astype(int) % 7))
+    training = FAST.replace(steps=1, sampling='tas')
+    assert TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=training).fit(results, qrels).record['pairs']

@@ -44,7 +44,7 @@ class TokenStore(OnDisk):
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()   # also after a change of directory
         meta = _read_meta(self.path)
         if not meta.get('complete'):
             raise ValueError(f'{self.path} holds no whole token store: call TokenStore.build again with this path')

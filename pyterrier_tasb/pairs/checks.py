@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 import re
 import sys
 import warnings
@@ -57,6 +58,16 @@ def warn_of_untaught(student: pt.Transformer) -> None:
                           'give it as pairwise_teacher=', stacklevel=5)
 
 
+def check_count(name: str, value: Any) -> None:
+    """A whole number of at least 1.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f'{name}={value!r}: must be a whole number of at least 1')
+
+
 def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:
     """Compare numbers that were kept with what a teacher says now; precisions may differ.
 
@@ -64,6 +75,9 @@ def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:
         ValueError: They differ by more than that.
     """
     kept, now = np.asarray(kept, dtype=float), np.asarray(now, dtype=float)
+    if not kept.size:
+        raise ValueError(f'{place} holds {what} of other candidates than {name} finds now: use another directory, or '
+                         'delete it')
     if not np.allclose(now, kept, rtol=.05, atol=.05 * (np.std(kept) + 1e-6)):
         raise ValueError(f'{place} holds {what} of another teacher than {name}: {kept[:3].round(3)} there, '
                          f'{now[:3].round(3)} now. Use another directory, or delete it')

@@ -1,9 +1,9 @@
 """An iterable of (query_id, doc_id_a, doc_id_b), as ir_datasets has them → pairs."""
 from __future__ import annotations
 
+import numbers
 import os
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,14 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .._files import check_new
-from .checks import check_same, check_scores, first, name_of
+from .._files import check_new, discard
+from .checks import check_distinct, check_same, check_scores, first, name_of
 from .pipeline import chunks, read_chunk, write_chunk
+from .results import IDS, from_frames
 from .store import ScoredPairs
 
 _CHUNK = 4096   # pairs scored at a time
 _SCORED_AGAIN = 8   # pairs, when an interrupted call is gone on with: two teachers of one name need not be one
-_IDS = ['qid', 'pos', 'neg']
-_ROW = np.dtype([('qid', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 
 
 def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None, *,
@@ -41,20 +40,23 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
         ValueError: There are no pairs, an attribute is missing, the teacher leaves a candidate unscored, `path` exists,
             or its chunks are of other docpairs or of another teacher.
     """
-    if path is not None:
-        check_new(path, 'ScoredPairs')
-    frames = _frames(docpairs)
     if teacher is None or path is None:
-        return _pairs((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
-    folder = Path(f'{path}.chunks')
+        if path is not None:
+            check_new(path, 'ScoredPairs')
+        frames = _frames(docpairs)
+        return from_frames((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
+    path = Path(path)
+    folder = path.with_name(path.name + '.chunks')
+    if not folder.exists():
+        check_new(path, 'ScoredPairs')
     with chunks(folder, {'teacher': name_of(teacher), 'chunk': _CHUNK}):
-        try:
-            pairs = _pairs(_kept(frames, teacher, folder), path)
+        try:   # the pairs are there where the call was killed at its end
+            pairs = ScoredPairs(path) if path.exists() else from_frames(_kept(_frames(docpairs), teacher, folder), path)
         except BaseException:
             if not any(folder.glob('*.npz')):
-                shutil.rmtree(folder)
+                discard(folder, path)
             raise
-        shutil.rmtree(folder)
+        discard(folder, path)
     return pairs
 
 
@@ -82,37 +84,11 @@ def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path)
 
 
 def _check_same(folder: Path, number: int, there: pd.DataFrame, now: pd.DataFrame) -> None:
-    theirs, ours = (frame[_IDS].to_numpy().tolist() for frame in (there, now))
+    theirs, ours = (frame[IDS].to_numpy().tolist() for frame in (there, now))
     for i, (one, other) in enumerate(zip_longest(theirs, ours, fillvalue='nothing'), number):
         if one != other:
             raise ValueError(f'{folder} holds scores of other docpairs: number {i} is {one} there, {other} now. Use '
                              'another path, or delete it')
-
-
-def _pairs(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None) -> ScoredPairs:
-    queries: dict[str, int] = {}
-    docs: dict[str, int] = {}
-    parts = []
-    for frame in frames:
-        rows = np.empty(len(frame), dtype=_ROW)
-        for name, numbers in zip(_IDS, (queries, docs, docs)):
-            rows[name] = [numbers.setdefault(i, len(numbers)) for i in frame[name]]
-        rows['margin'] = frame['margin']
-        parts.append(rows)
-    if not parts:
-        raise ValueError('the docpairs are empty: expected objects with query_id, doc_id_a and doc_id_b')
-    rows = np.concatenate(parts)
-    del parts
-    query_rank, doc_rank = _ranks(queries), _ranks(docs)
-    return ScoredPairs.from_arrays(path, sorted(queries), sorted(docs), query_rank[rows['qid']], doc_rank[rows['pos']],
-                                   doc_rank[rows['neg']], rows['margin'])
-
-
-def _ranks(numbers: dict[str, int]) -> np.ndarray:
-    """uint32[n], where the id of each number is among the sorted ones."""
-    ranks = np.empty(len(numbers), dtype=np.uint32)
-    ranks[[numbers[name] for name in sorted(numbers)]] = np.arange(len(numbers), dtype=np.uint32)
-    return ranks
 
 
 def _frames(docpairs: Iterable[Any]) -> Iterator[pd.DataFrame]:
@@ -122,7 +98,9 @@ def _frames(docpairs: Iterable[Any]) -> Iterator[pd.DataFrame]:
         for pair in some:
             number += 1
             rows.append(_row(pair, number))
-        yield pd.DataFrame(rows, columns=[*_IDS, 'margin'])
+        yield pd.DataFrame(rows, columns=[*IDS, 'margin'])
+    if not number:
+        raise ValueError('the docpairs are empty: expected objects with query_id, doc_id_a and doc_id_b')
 
 
 _REQUIRED = object()
@@ -134,12 +112,18 @@ def rows_of(docpairs: Iterable[Any]) -> list[tuple[str, str, str, float]]:
 
 
 def _row(pair: Any, number: int) -> tuple[str, str, str, float]:
-    ids = (str(_get(pair, name, number)) for name in ('query_id', 'doc_id_a', 'doc_id_b'))
+    ids = (_id(_get(pair, name, number), number, pair) for name in ('query_id', 'doc_id_a', 'doc_id_b'))
     return (*ids, float(_get(pair, 'margin', number, 0.0)))
 
 
+def _id(value: Any, number: int, pair: Any) -> str:
+    if not isinstance(value, (str, numbers.Integral)):   # a missing value, or a whole number that one made a decimal
+        raise ValueError(f'docpair {number} ({pair!r:.80}) has the id {value!r}: expected a string or a whole number')
+    return str(value)
+
+
 def _get(pair: Any, name: str, number: int, default: Any = _REQUIRED) -> Any:
-    value = pair.get(name, default) if isinstance(pair, dict) else getattr(pair, name, default)
+    value = pair.get(name, default) if isinstance(pair, Mapping) else getattr(pair, name, default)
     if value is _REQUIRED:
         raise ValueError(f'docpair {number} ({pair!r:.80}) has no {name}: expected query_id, doc_id_a and doc_id_b, as '
                          'ir_datasets has them')
@@ -150,8 +134,10 @@ def _scored(pairs: pd.DataFrame, teacher: pt.Transformer) -> pd.DataFrame:
     asked = pd.concat([pairs[['qid', side]].rename(columns={side: 'docno'}) for side in ('pos', 'neg')])
     results = teacher(asked.drop_duplicates(ignore_index=True))
     pt.validate.result_frame(results, extra_columns=['score'], context=teacher)
-    check_scores(results, 'training')
-    score = results.astype({'qid': str, 'docno': str}).set_index(['qid', 'docno'])['score']
+    check_scores(results, "teacher's")
+    results = results.astype({'qid': str, 'docno': str})
+    check_distinct(results, "teacher's")
+    score = results.set_index(['qid', 'docno'])['score']
     found = {side: score.reindex(pd.MultiIndex.from_frame(pairs[['qid', side]])).to_numpy(np.float64)
              for side in ('pos', 'neg')}
     margin = found['pos'] - found['neg']

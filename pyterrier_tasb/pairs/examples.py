@@ -19,7 +19,16 @@ from .._files import fingerprint, read_json, write_json
 from .._locks import rank
 from ..collection import TextLoader
 from ..texts import TextRows, TextStore
-from .checks import check_overlap, check_qrels, check_scores, check_topics_or_results, first, is_blank, name_of
+from .checks import (
+    check_distinct,
+    check_overlap,
+    check_qrels,
+    check_scores,
+    check_topics_or_results,
+    first,
+    is_blank,
+    name_of,
+)
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -293,6 +302,8 @@ class CandidateSource(pt.Transformer):
         if self.teacher is not None and len(found):
             scored = self.teacher(found.drop(columns='score', errors='ignore'))
             pt.validate.result_frame(scored, extra_columns=['score'], context=self.teacher)
+            scored = scored.astype({'qid': str, 'docno': str})
+            check_distinct(scored, "pairwise teacher's")
             before = len(found)
             found = found.drop(columns='score', errors='ignore').merge(
                 scored[['qid', 'docno', 'score']], on=['qid', 'docno'], how='inner')

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,11 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 
-from .._files import atomic_file, claim, fingerprint
+from .._files import atomic_file, claim, discard, fingerprint, remove_leftovers
 from .._interrupts import take_ctrl_c
 from .._locks import LOCK, locked
-from .checks import check_distinct, check_qrels, check_same, check_scores, check_topics_or_results, name_of
-from .results import check_pairs, from_frame, pairs_frame
+from .checks import check_count, check_distinct, check_qrels, check_same, check_scores, check_topics_or_results, name_of
+from .results import IDS, check_draw, of_queries, pairs_frame
 from .store import ScoredPairs
 
 
@@ -42,6 +41,8 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
             difference.
     """
     path = Path(path)
+    check_count('chunk', chunk)
+    check_draw(max_pairs_per_query, seed)
     qrels = check_qrels(qrels, 'training')
     topics, _ = check_topics_or_results(topics, 'training', 'text')
     folder = path.with_name(path.name + '.chunks')
@@ -51,24 +52,23 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         if not (path / 'run.json').exists():
             raise ValueError(f'{path} exists and was not made by from_pipeline: give another path')
         claim(path, 'pairs', ours)
+        remove_leftovers(path)
         if (folder / 'run.json').exists():   # of a call that was killed at its end
-            shutil.rmtree(folder)
+            discard(folder, path)
         return ScoredPairs(path)
     with chunks(folder, ours):
         first = folder / f'{0:09d}.npz'
         if first.exists() and not verified:
             _check_again(first, pipeline, topics, qrels)
-        parts = []
+        files = []
         for start in pt.tqdm(range(0, len(topics), chunk), desc='Scoring candidates', unit=f'{chunk} queries'):
-            file = folder / f'{start:09d}.npz'
+            files.append(folder / f'{start:09d}.npz')
             take_ctrl_c()   # the pipeline may have started Java
-            if not file.exists():
-                write_chunk(file, _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
-            parts.append(read_chunk(file))
-        frame = pd.concat(parts, ignore_index=True)
-        check_pairs(frame, topics['qid'])
-        pairs = from_frame(frame, path, run=ours)
-    shutil.rmtree(folder)
+            if not files[-1].exists():
+                write_chunk(files[-1],
+                            _chunk(pipeline, topics.iloc[start:start + chunk], qrels, max_pairs_per_query, seed))
+        pairs = of_queries(map(read_chunk, files), path, topics['qid'], run=ours)
+    discard(folder, path)
     return pairs
 
 
@@ -106,22 +106,27 @@ def _chunk(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.DataFrame, 
     pt.validate.result_frame(results, extra_columns=['score'], context=pipeline)
     check_scores(results, 'training')
     results = results.astype({'qid': str, 'docno': str})
+    results = results[results['qid'].isin(topics['qid'])]   # one that looks its results up may give all it has
     check_distinct(results, 'training')
     return pairs_frame(results, qrels, most, seed)
 
 
 def write_chunk(file: Path, pairs: pd.DataFrame) -> None:
     """Keep pairs given by ids."""
+    arrays = {'margin': pairs['margin'].to_numpy()}
+    for name in IDS:   # each id once: numpy's strings all take what the longest does
+        codes, ids = pd.factorize(pairs[name])
+        arrays |= {name: codes.astype(np.uint32), f'{name}s': np.asarray(ids, dtype=np.str_)}
     with atomic_file(file) as part, open(part, 'wb') as out:
-        np.savez(out, margin=pairs['margin'].to_numpy(),
-                 **{name: np.asarray(pairs[name], dtype=np.str_) for name in ('qid', 'pos', 'neg')})
+        np.savez(out, **arrays)
 
 
 def read_chunk(file: Path) -> pd.DataFrame:
     """What :func:`write_chunk` kept."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return pd.DataFrame({name: arrays[name] for name in ('qid', 'pos', 'neg', 'margin')})
+            return pd.DataFrame({**{name: arrays[f'{name}s'].astype(object)[arrays[name]] for name in IDS},
+                                 'margin': arrays['margin']})
     except Exception as error:
         raise ValueError(f'{file} is damaged ({error}): delete it and run the same call again') from error
 

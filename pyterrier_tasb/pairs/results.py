@@ -1,14 +1,21 @@
 """A scored results frame and qrels → pairs."""
 from __future__ import annotations
 
+import numbers
 import os
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from more_itertools import peekable
 
-from .checks import check_qrels, check_scores, check_topics_or_results, first
+from .checks import check_count, check_qrels, check_scores, check_topics_or_results, first
 from .store import ScoredPairs
+
+IDS = ['qid', 'pos', 'neg']
+_ROW = np.dtype([('qid', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 
 
 def from_results(results: pd.DataFrame, qrels: pd.DataFrame, path: str | os.PathLike | None = None, *,
@@ -30,25 +37,40 @@ def from_results(results: pd.DataFrame, qrels: pd.DataFrame, path: str | os.Path
     if results is None:
         raise ValueError('the results have no column docno: these are topics')
     check_scores(results, 'training')
-    frame = pairs_frame(results, qrels, max_pairs_per_query, seed)
-    check_pairs(frame, results['qid'])
-    return from_frame(frame, path)
+    check_draw(max_pairs_per_query, seed)
+    return of_queries([pairs_frame(results, qrels, max_pairs_per_query, seed)], path, results['qid'])
 
 
-def check_pairs(frame: pd.DataFrame, qids: pd.Series) -> None:
-    """Say which of the queries have no pair.
+def check_draw(max_pairs_per_query: int | None, seed: int) -> None:
+    """What a query's pairs are drawn by.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    if max_pairs_per_query is not None:
+        check_count('max_pairs_per_query', max_pairs_per_query)
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise ValueError(f'seed={seed!r}: must be a whole number')
+
+
+def of_queries(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None, qids: pd.Series,
+               run: dict[str, Any] | None = None) -> ScoredPairs:
+    """Pairs given by ids, and a warning of the queries that have none.
 
     Raises:
         ValueError: None has one.
     """
-    n_queries = qids.nunique()
-    if not len(frame):
+    n_queries, frames = qids.nunique(), (frame for frame in frames if len(frame))
+    frames = peekable(frames)
+    if not frames:
         raise ValueError(f'none of the {n_queries} queries has both a positive and a negative among its results (qids '
                          f'{first(qids)}): retrieve deeper, or check that qids and docnos agree')
-    lost = n_queries - frame['qid'].nunique()
+    pairs = from_frames(frames, path, run)
+    lost = n_queries - pairs.n_queries
     if lost:
         warnings.warn(f'{lost} of {n_queries} queries have no positive or no negative among their results and are left '
-                      'out', stacklevel=3)
+                      'out', stacklevel=4)
+    return pairs
 
 
 def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query: int | None,
@@ -84,9 +106,31 @@ def _check_whole(results: pd.DataFrame, qrels: pd.DataFrame) -> None:
                          'sliding >> scorer >> max_passage as pairwise_teacher=')
 
 
-def from_frame(frame: pd.DataFrame, path: str | os.PathLike | None, run: dict | None = None) -> ScoredPairs:
-    """Pairs given by ids: qid, pos, neg, margin; `run` says what they were made of."""
-    query, qids = pd.factorize(frame['qid'], sort=True)
-    docs, docnos = pd.factorize(pd.concat([frame['pos'], frame['neg']], ignore_index=True), sort=True)
-    return ScoredPairs.from_arrays(path, list(qids), list(docnos), query, docs[:len(frame)], docs[len(frame):],
-                                   frame['margin'].to_numpy(), run=run)
+def from_frames(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None,
+                run: dict[str, Any] | None = None) -> ScoredPairs:
+    """Pairs given by ids, qid, pos, neg and margin, some at a time; `run` says what they were made of.
+
+    A pair costs 16 bytes until all are there, and every id its string once.
+    """
+    queries: dict[str, int] = {}
+    docs: dict[str, int] = {}
+    parts = []
+    for frame in frames:
+        rows = np.empty(len(frame), dtype=_ROW)
+        for name, known in zip(IDS, (queries, docs, docs)):
+            codes, ids = pd.factorize(frame[name])
+            rows[name] = np.array([known.setdefault(i, len(known)) for i in ids], dtype=np.uint32)[codes]
+        rows['margin'] = frame['margin']
+        parts.append(rows)
+    rows = np.concatenate(parts)
+    del parts
+    query_rank, doc_rank = _ranks(queries), _ranks(docs)
+    return ScoredPairs.from_arrays(path, sorted(queries), sorted(docs), query_rank[rows['qid']], doc_rank[rows['pos']],
+                                   doc_rank[rows['neg']], rows['margin'], run=run)
+
+
+def _ranks(numbers: dict[str, int]) -> np.ndarray:
+    """uint32[n], where the id of each number is among the sorted ones."""
+    ranks = np.empty(len(numbers), dtype=np.uint32)
+    ranks[[numbers[name] for name in sorted(numbers)]] = np.arange(len(numbers), dtype=np.uint32)
+    return ranks

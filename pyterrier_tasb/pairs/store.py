@@ -56,7 +56,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
     path: Any = pt.Artifact.NO_PATH   # in memory
 
     def __init__(self, path: str | os.PathLike) -> None:
-        super().__init__(str(path))
+        super().__init__(os.path.abspath(path))   # also after a change of directory
         folder = Path(path)
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
@@ -92,23 +92,12 @@ class ScoredPairs(OnDisk, pt.Artifact):
             run: JSON values that say what the pairs were made of, kept beside them.
 
         Raises:
-            ValueError: `path` exists, a margin is no finite number, or a query has no pair.
+            ValueError: `path` exists, arrays are not equally long, a row is that of no id, an id comes twice, a margin
+                is no finite number, or a query has no pair.
         """
         if path is not None:
             check_new(path, 'ScoredPairs')
-        margin = np.asarray(margin, dtype=np.float32)
-        bad = ~np.isfinite(margin)
-        if bad.any():
-            ids = [qids[int(row)] for row in np.unique(np.asarray(query)[bad])[:5]]
-            raise ValueError(f'{int(bad.sum())} margins are NaN or infinite (qids {ids}): the teacher must give every '
-                             'candidate a finite score')
-        sizes = np.bincount(query, minlength=len(qids))
-        if not len(qids) or sizes.min() < 1:
-            raise ValueError(f'{int((sizes < 1).sum())} queries have no pair: leave them out')
-        order = np.lexsort((neg, pos, margin, query))
-        arrays = {'indptr': np.concatenate([[0], np.cumsum(sizes)]), 'pos': np.asarray(pos)[order],
-                  'neg': np.asarray(neg)[order], 'margin': margin[order]}
-        arrays = {name: values.astype(_ARRAYS[name]) for name, values in arrays.items()}
+        arrays = sorted_arrays(qids, docnos, query, pos, neg, margin)
         if path is None:
             pairs = cls.__new__(cls)
             pairs.qids, pairs.docnos = list(map(str, qids)), list(map(str, docnos))
@@ -116,11 +105,11 @@ class ScoredPairs(OnDisk, pt.Artifact):
             pairs.__dict__.update(arrays)
             # the same pairs have one fingerprint, in memory and on disk
             with tempfile.TemporaryDirectory() as folder, disk_named(Path(folder), 'path= may have more'):
-                _write(Path(folder), qids, docnos, arrays)
+                write_arrays(Path(folder), qids, docnos, arrays)
                 pairs.fingerprint = _fingerprint(Path(folder))
             return pairs
         with atomic_dir(path) as part:
-            _write(part, qids, docnos, arrays)
+            write_arrays(part, qids, docnos, arrays)
             if run is not None:
                 write_json(part / 'run.json', run)
             write_meta(part)
@@ -179,7 +168,36 @@ class ScoredPairs(OnDisk, pt.Artifact):
         return f'ScoredPairs({len(self):,} pairs of {self.n_queries:,} queries)'
 
 
-def _write(part: Path, qids: Sequence[str], docnos: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+def sorted_arrays(qids: Sequence[str], docnos: Sequence[str], query: np.ndarray, pos: np.ndarray, neg: np.ndarray,
+                  margin: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of pairs given by rows; see :meth:`ScoredPairs.from_arrays`."""
+    query, pos, neg, margin = np.asarray(query), np.asarray(pos), np.asarray(neg), np.asarray(margin, dtype=np.float32)
+    if len({array.shape for array in (query, pos, neg, margin)}) > 1 or margin.ndim != 1:
+        raise ValueError(f'query, pos, neg and margin have shapes {query.shape}, {pos.shape}, {neg.shape} and '
+                         f'{margin.shape}: give one value each for every pair')
+    for name, rows, ids in (('query', query, qids), ('pos', pos, docnos), ('neg', neg, docnos)):
+        if rows.dtype.kind not in 'iu' or len(rows) and not 0 <= rows.min() <= rows.max() < len(ids):
+            raise ValueError(f'{name} is {rows!r:.100}: expected whole numbers, each the row of one of {len(ids)} ids')
+    for name, ids in (('qids', qids), ('docnos', docnos)):
+        distinct = pd.Index(ids, dtype=object)
+        if not distinct.is_unique:
+            raise ValueError(f'{name} has {distinct[distinct.duplicated()][0]!r} more than once')
+    bad = ~np.isfinite(margin)
+    if bad.any():
+        ids = [qids[int(row)] for row in np.unique(query[bad])[:5]]
+        raise ValueError(f'{int(bad.sum())} margins are NaN or infinite (qids {ids}): the teacher must give every '
+                         'candidate a finite score')
+    sizes = np.bincount(query, minlength=len(qids))
+    if not len(qids) or sizes.min() < 1:
+        raise ValueError(f'{int((sizes < 1).sum())} queries have no pair: leave them out')
+    order = np.lexsort((neg, pos, margin, query))
+    arrays = {'indptr': np.concatenate([[0], np.cumsum(sizes)]), 'pos': pos[order], 'neg': neg[order],
+              'margin': margin[order]}
+    return {name: values.astype(_ARRAYS[name]) for name, values in arrays.items()}
+
+
+def write_arrays(part: Path, qids: Sequence[str], docnos: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+    """Ids and arrays into a directory that :func:`write_meta` completes."""
     StringArray.write(part / 'qids', map(str, qids))
     StringArray.write(part / 'docnos', map(str, docnos))
     for name, values in arrays.items():

@@ -18,7 +18,7 @@ import pyterrier as pt
 from .._files import atomic_dir, check_new
 from .._threads import in_order
 from ..texts import StringArray, TextStore
-from .store import ScoredPairs, write_meta
+from .store import ScoredPairs, sorted_arrays, write_arrays, write_meta
 
 _BLOCK = 16 << 20          # bytes of text parsed at a time
 _N_BUCKETS = 64            # temporary files that queries are spread over: one is sorted in memory at a time
@@ -59,7 +59,7 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
     """Pairs of a teacher file in text form: pos_score, neg_score, query, pos_text, neg_text, separated by tabs.
 
     Equal texts are one query or passage; they get the ids q0, q1, … and d0, d1, …, and are kept with the pairs as
-    `queries` and `docs`.
+    `queries` and `docs`. All distinct texts are in memory meanwhile.
 
     Args:
         file: The teacher file, plain or gzip.
@@ -74,11 +74,10 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
     with atomic_dir(path) as part:
         rows = _table(file, (_fields(file, number, line.rstrip(b'\r'), b'\t', _TEXT_COLUMNS)
                              for block in _blocks(file) for number, line in _lines(*block)), queries, docs)
-        part.rmdir()
-        ScoredPairs.from_arrays(part, [f'q{i}' for i in range(len(queries))], [f'd{i}' for i in range(len(docs))],
-                                *(rows[name] for name in _ROW.names))
-        TextStore.build(part / 'queries', ((f'q{i}', text) for i, text in enumerate(queries)))
-        TextStore.build(part / 'docs', ((f'd{i}', text) for i, text in enumerate(docs)))
+        qids, docnos = ([f'{letter}{i}' for i in range(len(texts))] for letter, texts in (('q', queries), ('d', docs)))
+        write_arrays(part, qids, docnos, sorted_arrays(qids, docnos, *(rows[name] for name in _ROW.names)))
+        TextStore.build(part / 'queries', zip(qids, queries))
+        TextStore.build(part / 'docs', zip(docnos, docs))
         write_meta(part)
     return ScoredPairs(path)
 

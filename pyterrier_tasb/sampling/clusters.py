@@ -1,7 +1,9 @@
 """Topics: k-means over the vectors of the training queries, once before training."""
 from __future__ import annotations
 
+import numbers
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from .._files import atomic_dir, atomic_file, check_new, fingerprint, read_json,
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
 _DRAWS_PER_CLUSTER = 10
+_ID = re.compile(r'[^ \t\n\r\v\f]+')   # as teacher files have them: a no-break space is part of an id
 _ROWS = 100_000   # vectors looked at or assigned at a time, where they are memory-mapped
 
 
@@ -61,9 +64,9 @@ class QueryClusters(pt.Artifact):
                 folder / 'assignment.npy', folder / 'centroids.npy', folder / 'qids.npy'))
         except (EOFError, OSError, ValueError) as error:
             raise ValueError(f'{folder} is damaged ({error}); delete it and cluster again') from error
-        if _fingerprint(assignment, qids) != meta['fingerprint']:   # before a look into ids, which may be no characters
-            raise ValueError(f'{folder} is damaged: its assignment is not the one that was written; delete it and '
-                             'cluster again')
+        if _fingerprint(assignment, qids, centroids) != meta['fingerprint']:   # before ids, which may be no characters
+            raise ValueError(f'{folder} is damaged: its arrays are not those that were written; delete it and cluster '
+                             'again')
         self._set(assignment, centroids, meta['n_clusters'], qids)
 
     @classmethod
@@ -78,8 +81,8 @@ class QueryClusters(pt.Artifact):
             qids: The query of row i; `TasBalanced(clusters=…)` needs them.
 
         Raises:
-            ValueError: A cluster number is no whole number or out of range, no query has a cluster, or ids are not as
-                many as rows, or come twice.
+            ValueError: A cluster number is no whole number or out of range, no query has a cluster, ids are not as
+                many as rows, or come twice, or centroids are not as many as clusters.
         """
         clusters = cls.__new__(cls)
         clusters._set(assignment, centroids, n_clusters, qids)
@@ -100,6 +103,9 @@ class QueryClusters(pt.Artifact):
         if self.qids is not None and not different == len(self.qids) == len(self.assignment):
             raise ValueError(f'{len(self.qids)} qids, {different} of them different, for {len(self.assignment)} '
                              'queries: give one for each row')
+        if centroids is not None and np.shape(centroids)[:1] != (self.n_clusters,):
+            raise ValueError(f'centroids have shape {np.shape(centroids)}: expected one row for each of '
+                             f'{self.n_clusters} clusters')
         self._order = np.argsort(self.assignment, kind='stable')
         self._starts = np.searchsorted(self.assignment[self._order], np.arange(self.n_clusters + 1))
 
@@ -117,7 +123,6 @@ class QueryClusters(pt.Artifact):
         """A hash of the assignment."""
         return fingerprint(self.assignment)
 
-
     @classmethod
     def fit(cls, vectors: np.ndarray, k: int | None = None, *, qids: Sequence[str] | None = None,
             spherical: bool = False, iterations: int | None = None, seed: int = 0) -> QueryClusters:
@@ -133,7 +138,7 @@ class QueryClusters(pt.Artifact):
             seed: Decides the first centroids.
 
         Raises:
-            ValueError: More clusters than queries, or vectors that are no finite numbers.
+            ValueError: More clusters than queries, no iteration, or vectors that are no finite numbers, or too long.
         """
         import faiss
 
@@ -141,12 +146,17 @@ class QueryClusters(pt.Artifact):
         k = default_k(n_queries) if k is None else k
         if not 1 <= k <= n_queries:
             raise ValueError(f'k={k} clusters of {n_queries} queries: must be between 1 and the number of queries')
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        bad = [row for start in range(0, n_queries, _ROWS)
-               for row in start + np.flatnonzero(~np.isfinite(vectors[start:start + _ROWS]).all(1))]
+        if iterations is None:
+            iterations = 10 if spherical else 25
+        if isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral) or iterations < 1:
+            raise ValueError(f'iterations={iterations!r}: must be a whole number of at least 1')
+        vectors, bad = np.ascontiguousarray(vectors, dtype=np.float32), []
+        for start in range(0, n_queries, _ROWS):
+            some = vectors[start:start + _ROWS]
+            with np.errstate(over='ignore', invalid='ignore'):   # faiss ends the process where squares overflow
+                bad += (start + np.flatnonzero(~np.isfinite(np.einsum('nd,nd->n', some, some)))).tolist()
         if bad:
-            raise ValueError(f'{len(bad)} query vectors are NaN or infinite (first rows: {list(map(int, bad[:5]))})')
-        iterations = iterations or (10 if spherical else 25)
+            raise ValueError(f'{len(bad)} query vectors are NaN, infinite or too long (first rows: {bad[:5]})')
         kmeans = faiss.Kmeans(dim, k, niter=iterations, spherical=spherical, seed=seed % 2**31,
                               min_points_per_centroid=1, verbose=False)
         kmeans.train(vectors)
@@ -172,12 +182,12 @@ class QueryClusters(pt.Artifact):
                 np.save(part / 'qids.npy', self.qids, allow_pickle=False)
             write_json(part / 'pt_meta.json', {
                 'type': self.ARTIFACT_TYPE, 'format': self.ARTIFACT_FORMAT, 'package_hint': self.ARTIFACT_PACKAGE_HINT,
-                'n_clusters': self.n_clusters, 'fingerprint': _fingerprint(self.assignment, self.qids)})
+                'n_clusters': self.n_clusters, 'fingerprint': _fingerprint(self.assignment, self.qids, self.centroids)})
         return type(self)(path)
 
     @classmethod
     def read_text(cls, path: str | os.PathLike, qids: Sequence[str]) -> QueryClusters:
-        """Read the published format: a cluster a line, query ids separated by white space.
+        """Read the published format: a cluster a line, query ids separated by white space of ASCII.
 
         Args:
             path: The file.
@@ -191,7 +201,7 @@ class QueryClusters(pt.Artifact):
             for number, line in enumerate(lines, 1):
                 if not _is_utf8(line):
                     raise ValueError(f'{path}, line {number} is not utf-8: convert the file, with iconv for example')
-                for qid in line.split():
+                for qid in _ID.findall(line):
                     if of.setdefault(qid, cluster) != cluster:
                         raise ValueError(f'{path}, line {number}: query {qid} is in more than one cluster')
                 cluster += bool(line.strip())
@@ -239,21 +249,28 @@ class QueryClusters(pt.Artifact):
             qids: The query of row i; None takes the clusters' own.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are none, not as many as rows, or one has white space.
         """
         if qids is None:
             self.check_named()
             qids = self.qids
+        qids = list(map(str, qids))
+        if len(qids) != len(self.assignment):
+            raise ValueError(f'{len(qids)} qids for {len(self.assignment)} queries: give one for each row')
+        wrong = [qid for qid in qids if not _ID.fullmatch(qid)]
+        if wrong:
+            raise ValueError(f'{len(wrong)} qids are empty or have white space, which separates them in the file '
+                             f'(first: {wrong[:5]})')
         with atomic_file(path) as part, open(part, 'w', encoding='utf-8') as out:
             for cluster in range(self.n_clusters):
-                out.write(' '.join(str(qids[int(row)]) for row in self.members(cluster)) + '\n')
+                out.write(' '.join(qids[int(row)] for row in self.members(cluster)) + '\n')
 
     def __repr__(self) -> str:
         return f'QueryClusters({self.n_clusters} clusters of {int((self.assignment >= 0).sum())} queries)'
 
 
-def _fingerprint(assignment: np.ndarray, qids: np.ndarray | None) -> str:
-    return fingerprint(assignment) if qids is None else fingerprint(assignment, qids)
+def _fingerprint(*arrays: np.ndarray | None) -> str:
+    return fingerprint(*(array for array in arrays if array is not None))
 
 
 def _whole_numbers(given: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Pairs in the vocabulary of ir_datasets."""
 import tracemalloc
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from types import SimpleNamespace
 
 import pandas as pd
@@ -187,3 +187,29 @@ def test_a_pair_costs_no_strings_of_its_own():
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(pairs) == 200_000 and most < 200_000 * 100   # bytes; three strings alone take 150
+
+
+def test_a_call_that_was_killed_at_its_very_end_is_completed(interrupted, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(docpairs_module, 'discard', lambda folder, of: 1 / 0)
+        ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Stops())
+    scorer = Stops()
+    assert len(ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=scorer)) == len(MANY)
+    assert not scorer.calls and [path.name for path in interrupted.parent.iterdir()] == ['pairs']
+
+
+@pytest.mark.parametrize('wrong', [None, float('nan'), 1.0])
+def test_ids_that_are_none_are_named(wrong):
+    with pytest.raises(ValueError, match=f'docpair 2 .* has the id {wrong}: expected a string or a whole number'):
+        ScoredPairs.from_docpairs([DocPair('q', 'a', 'b'), DocPair('q', wrong, 'b')])
+
+
+def test_any_mapping_is_one():
+    pairs = ScoredPairs.from_docpairs([UserDict(query_id='q', doc_id_a='a', doc_id_b='b')])
+    assert rows(pairs) == [('q', 'a', 'b', 0.0)]
+
+
+def test_a_teacher_that_scores_twice_is_named():
+    twice = pt.apply.generic(lambda asked: pd.concat([asked.assign(score=1.0)] * 2))
+    with pytest.raises(ValueError, match="rows of the teacher's results repeat a"):
+        ScoredPairs.from_docpairs(map(DocPair._make, IDS), teacher=twice)

@@ -1,10 +1,11 @@
 """Pairs of a pipeline, a chunk at a time: interrupted, resumed, refused."""
+import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
 from pair_rows import rows
 
-from pyterrier_tasb import ScoredPairs
+from pyterrier_tasb import ScoredPairs, _files
 
 
 class Candidates(pt.Transformer):
@@ -70,10 +71,47 @@ def test_a_pipeline_whose_name_is_an_address_can_be_resumed(toy_results, toy_top
     assert len(second.calls) == 2
 
 
-def test_another_pipeline_of_the_same_name_is_noticed(interrupted, toy_results, toy_topics, toy_qrels):
-    other = Candidates(toy_results.assign(score=-toy_results['score']))
-    with pytest.raises(ValueError, match=r'holds margins of another teacher than Candidates\(given\)'):
-        ScoredPairs.from_pipeline(other, toy_topics, toy_qrels, interrupted, **OPTIONS)
+@pytest.mark.parametrize('change, message', [
+    (lambda results: results.assign(score=-results['score']), 'holds margins of another teacher than Candidates'),
+    (lambda results: results.assign(docno='other-' + results['docno']), 'holds margins of other candidates than Cand')])
+def test_another_pipeline_of_the_same_name_is_noticed(interrupted, toy_results, toy_topics, toy_qrels, change, message):
+    with pytest.raises(ValueError, match=message):
+        ScoredPairs.from_pipeline(Candidates(change(toy_results)), toy_topics, toy_qrels, interrupted, **OPTIONS)
+
+
+def test_results_of_queries_that_were_not_asked_are_left(toy_results, toy_topics, toy_qrels, tmp_path):
+    everything = pt.apply.generic(lambda topics: toy_results)
+    some = toy_topics.iloc[:30]
+    pairs = ScoredPairs.from_pipeline(everything, some, toy_qrels, tmp_path / 'pairs', **{**OPTIONS, 'chunk': 10})
+    own = ScoredPairs.from_pipeline(Candidates(toy_results), some, toy_qrels, tmp_path / 'own', **OPTIONS)
+    assert pairs.fingerprint == own.fingerprint and pairs.n_queries == 30
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(chunk=0), 'chunk=0: must be a whole number of at least 1'), (dict(chunk=-1), 'chunk=-1'),
+    (dict(max_pairs_per_query=0), 'max_pairs_per_query=0: must be'), (dict(max_pairs_per_query=2.5), 'query=2.5'),
+    (dict(seed='x'), "seed='x': must be a whole number")])
+def test_numbers_that_cannot_be_are_refused(toy_results, toy_topics, toy_qrels, tmp_path, options, message):
+    pipeline = Candidates(toy_results)
+    with pytest.raises(ValueError, match=message):
+        ScoredPairs.from_pipeline(pipeline, toy_topics, toy_qrels, tmp_path / 'pairs', **options)
+    assert not pipeline.calls
+
+
+def test_numbers_of_numpy_are_numbers(interrupted, toy_results, toy_topics, toy_qrels):
+    options = {name: np.int64(value) for name, value in OPTIONS.items()}
+    ScoredPairs.from_pipeline(Candidates(toy_results), toy_topics, toy_qrels, interrupted, **options)
+
+
+def test_a_call_that_was_killed_at_its_very_end_is_completed(toy_results, toy_topics, toy_qrels, tmp_path, monkeypatch):
+    def make():
+        return ScoredPairs.from_pipeline(Candidates(toy_results), toy_topics, toy_qrels, tmp_path / 'pairs', **OPTIONS)
+    monkeypatch.setattr(_files, '_remove', lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        make()
+    monkeypatch.undo()
+    monkeypatch.setattr(_files, '_is_alive', lambda pid: False)
+    assert len(make()) and [path.name for path in tmp_path.iterdir()] == ['pairs']
 
 
 @pytest.mark.parametrize('change, names', [

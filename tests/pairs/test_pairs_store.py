@@ -1,4 +1,6 @@
 """`ScoredPairs` in memory and on disk."""
+import pickle
+
 import numpy as np
 import pyterrier as pt
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from pair_rows import rows
 
 from pyterrier_tasb import ScoredPairs
+from pyterrier_tasb._files import atomic_dir
 
 ARRAYS = ('indptr', 'pos', 'neg', 'margin')
 triples = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5), st.integers(0, 5), st.floats(-9, 9, width=32)),
@@ -114,3 +117,37 @@ def test_arrays_must_fit_together(tmp_path, name):
     np.save(file, np.load(file)[:-1])
     with pytest.raises(ValueError, match='is damaged'):
         ScoredPairs(tmp_path / 'pairs')
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'neg': [5]}, r'neg is array\(\[5\]\): expected whole numbers, each the row of one of 2 ids'),
+    ({'neg': [-1]}, r'neg is array\(\[-1\]\)'), ({'query': [1]}, r'query is array\(\[1\]\).* of one of 1 ids'),
+    ({'neg': [1.7]}, r'neg is array\(\[1.7\]\)'), ({'neg': [1, 1]}, r'have shapes \(1,\), \(1,\), \(2,\) and \(1,\)'),
+    ({'docnos': ['d', 'd']}, "docnos has 'd' more than once"), ({'qids': ['q', 'q']}, "qids has 'q' more than once")])
+def test_rows_of_no_id_are_refused(tmp_path, change, message):
+    good = dict(qids=['q'], docnos=['d0', 'd1'], query=[0], pos=[0], neg=[1], margin=[1.0])
+    assert len(ScoredPairs.from_arrays(tmp_path / 'good', **good)) == 1
+    with pytest.raises(ValueError, match=message):
+        ScoredPairs.from_arrays(tmp_path / 'bad', **{**good, **change})
+    assert [path.name for path in tmp_path.iterdir()] == ['good']
+
+
+def test_ids_on_disk_are_a_sequence(tmp_path):
+    pairs = ScoredPairs.from_arrays(tmp_path / 'p', ['a', 'b', 'c'], ['d', 'e'], [0, 1, 2], [0] * 3, [1] * 3, [1.] * 3)
+    assert pairs.qids[:2] == ['a', 'b'] and pairs.qids[::-1] == ['c', 'b', 'a'] and pairs.qids[5:] == []
+
+
+def test_another_process_that_was_faster_is_named(tmp_path):
+    with pytest.raises(FileExistsError, match='another process has made .*pairs meanwhile'), \
+            atomic_dir(tmp_path / 'pairs') as part:
+        (part / 'mine').touch()
+        (tmp_path / 'pairs').mkdir()
+        (tmp_path / 'pairs' / 'theirs').touch()
+    assert [path.name for path in tmp_path.rglob('*')] == ['pairs', 'theirs']
+
+
+def test_relative_paths_are_those_of_when_they_were_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs = ScoredPairs.from_arrays('p', ['q'], ['d0', 'd1'], [0], [0], [1], [1.0])
+    monkeypatch.chdir('/')
+    assert pickle.loads(pickle.dumps(pairs)).fingerprint == pairs.fingerprint

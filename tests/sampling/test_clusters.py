@@ -1,5 +1,6 @@
 """Query clusters: k-means, files on disk, and the published text format."""
 import numpy as np
+import pandas as pd
 import pyterrier as pt
 import pytest
 
@@ -85,10 +86,10 @@ def test_k_must_fit_the_queries(vectors, k):
         QueryClusters.fit(vectors, k)
 
 
-@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e20])   # faiss ends the process for the last
 def test_vectors_that_are_no_numbers_are_named(vectors, bad):
     vectors[[4, 17], 2] = bad
-    with pytest.raises(ValueError, match=r'2 query vectors are NaN or infinite \(first rows: \[4, 17\]\)'):
+    with pytest.raises(ValueError, match=r'2 query vectors are NaN, infinite or too long \(first rows: \[4, 17\]\)'):
         QueryClusters.fit(vectors, 3)
 
 
@@ -233,3 +234,38 @@ def test_a_text_file_that_is_not_utf_8_is_named_with_the_line(tmp_path, data, li
 def test_ids_beyond_ascii_are_read(tmp_path):
     (tmp_path / 'clusters.txt').write_text('é 東\nш\n', encoding='utf-8')
     assert QueryClusters.read_text(tmp_path / 'clusters.txt', ['é', '東', 'ш']).assignment.tolist() == [0, 0, 1]
+
+
+def test_ids_are_taken_by_their_place(tmp_path):
+    qids = pd.Series(list('dcab'), index=[3, 2, 0, 1])
+    QueryClusters.from_assignment([0, 0, 1, 1]).write_text(tmp_path / 'clusters', qids)
+    assert (tmp_path / 'clusters').read_text() == 'd c\na b\n'
+
+
+@pytest.mark.parametrize('qids, message', [(['a'], '1 qids for 2 queries'), (['a', 'b', 'c'], '3 qids for 2 queries'),
+                                           (['a b', 'c'], r"have white space.*\['a b'\]"), (['', 'c'], 'are empty')])
+def test_ids_that_cannot_be_written_are_refused(tmp_path, qids, message):
+    with pytest.raises(ValueError, match=message):
+        QueryClusters.from_assignment([0, 1]).write_text(tmp_path / 'clusters', qids)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_no_break_space_is_part_of_an_id(tmp_path):
+    clusters = QueryClusters.from_assignment([0, 1], qids=['a\xa0b', 'c'])
+    clusters.write_text(tmp_path / 'clusters')
+    assert QueryClusters.read_text(tmp_path / 'clusters', clusters.qids).assignment.tolist() == [0, 1]
+
+
+def test_centroids_belong_to_the_clusters(vectors, tmp_path):
+    with pytest.raises(ValueError, match=r'centroids have shape \(7, 2\): expected one row for each of 2 clusters'):
+        QueryClusters.from_assignment([0, 1], np.zeros((7, 2)))
+    QueryClusters.fit(vectors, 3).save(tmp_path / 'clusters')
+    (tmp_path / 'clusters' / 'centroids.npy').unlink()
+    with pytest.raises(ValueError, match='its arrays are not those that were written'):
+        QueryClusters(tmp_path / 'clusters')
+
+
+@pytest.mark.parametrize('iterations', [0, -1, 2.5])
+def test_no_iteration_is_refused(vectors, iterations):
+    with pytest.raises(ValueError, match=f'iterations={iterations}: must be a whole number of at least 1'):
+        QueryClusters.fit(vectors, 3, iterations=iterations)
