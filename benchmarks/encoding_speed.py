@@ -34,7 +34,9 @@ def encoders(path: str, names: Sequence[str]) -> dict[str, Callable[[list[str]],
     """Name → texts to vectors."""
     def hgf() -> Callable:
         from pyterrier_dr import HgfBiEncoder
-        return HgfBiEncoder.from_pretrained(path, batch_size=32, device='cpu').encode_docs
+        model = HgfBiEncoder.from_pretrained(path, batch_size=32, device='cpu')
+        model.tokenizer.model_max_length = 200
+        return model.encode_docs
 
     def st() -> Callable:
         from sentence_transformers import SentenceTransformer

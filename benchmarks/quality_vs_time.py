@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--peer-bf16', action='store_true', help='let sentence-transformers compute in bf16')
     parser.add_argument('--minute', type=float, default=60, help=argparse.SUPPRESS)   # seconds; tests have shorter ones
     parser.add_argument('--seed', type=int, default=42)
-    parser.add_argument('--out', type=Path, default=Path('docs/results'))
+    parser.add_argument('--out', type=Path, default=Path('runs/quality_vs_time'))
     return parser.parse_args()
 
 

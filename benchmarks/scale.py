@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +76,11 @@ def make(folder: Path, part: str, scale: float) -> None:
               'clusters': (folder / 'vectors.npy', make_vectors)}
     if part in makers and not makers[part][0].exists():
         makers[part][1](makers[part][0], scale)
+    if part in ('pairs', 'tokens'):   # what an earlier run made would be opened, and that timed
+        shutil.rmtree(folder / part, ignore_errors=True)
+    if part == 'plan' and not (folder / 'pairs').exists():
+        make(folder, 'pairs', scale)
+        measure(folder, 'pairs', scale)
 
 
 def measure(folder: Path, part: str, scale: float) -> str:
@@ -130,7 +136,7 @@ def main() -> None:
         print(f'{args.measure}\t{time.perf_counter() - start:.1f}\t{peak_memory():.2f}\t{done}')
         return
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        folder = (args.folder or Path(temporary)) / f'{args.scale:g}'
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
         for part in args.parts:

@@ -41,7 +41,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--rows', nargs='*', default=list(ROWS), choices=list(ROWS), metavar='ROW', help='rows to run')
     parser.add_argument('--seeds', type=at_least_1, default=3)
     parser.add_argument('--steps', type=int, default=100, help='training steps of every student')
-    parser.add_argument('--layers', type=int, default=3, help='layers of the student, evenly taken from the encoder')
+    parser.add_argument('--layers', type=at_least_1, default=3,
+                        help='layers of the student, evenly taken from the encoder')
     parser.add_argument('--learning-rate', type=float, default=1e-4)
     parser.add_argument('--batch-size', type=int, default=32)
     parser.add_argument('--positive-bonus', type=float, default=2.0)
@@ -53,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--packages', nargs='*', default=pydocs.DEFAULT_PACKAGES)
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='rows trained side by side')
     parser.add_argument('--work', type=Path, default=Path('runs/experiment'), help='shared files, and results of rows')
-    parser.add_argument('--out', type=Path, default=Path('docs/results'), help='the table')
+    parser.add_argument('--out', type=Path, default=Path('runs/experiment/report'), help='the table')
     return parser.parse_args()
 
 
@@ -98,6 +99,8 @@ def small_student(layers: int, path: Path) -> None:
         return
     encoder = Encoder.load(minilm(), doc_max_length=128)
     stack = encoder.model.encoder.layer
+    if layers > len(stack):
+        raise ValueError(f'--layers {layers}: the encoder has {len(stack)}')
     kept = np.linspace(0, len(stack) - 1, layers).round().astype(int)
     encoder.model.encoder.layer = torch.nn.ModuleList([stack[i] for i in kept])
     encoder.model.config.num_hidden_layers = layers
@@ -219,6 +222,8 @@ def write(args: argparse.Namespace) -> None:
              f'Mean ± standard deviation over seeds; {len(data.get_topics("test"))} test queries, {len(data):,} '
              f'passages. p: paired t-test over queries (means over seeds) against “{BASELINE}”, Holm-corrected.', '',
              versus(args, 'both, TAS-Balanced', 'pairwise, random'), '',
+             f"Students have {args.layers} of the encoder's layers, so that many are trained in an hour or two: "
+             'compare rows with one another, not with the quickstart.', '',
              f'Settings: `{json.dumps(settings(args))}`. {hardware()}; {versions()}.', '',
              '```', data.report(), '```', '']
     (args.out / 'experiment.md').write_text('\n'.join(lines))

@@ -2,14 +2,16 @@
 
 The collection is a directory with corpus.jsonl[.gz] (docno, text), queries.{train,dev,test}.tsv (qid, text) and
 qrels.{train,dev,test}.tsv (qid, 0, docno, grade), or data sets of ir_datasets. Without a dev split, every tenth
-training query is held out. Every step below is a public call that can be typed in a notebook.
+training query is held out. Every step is a public call that can be typed in a notebook.
 
-What is built is kept in --out under fingerprints of corpus and encoder: another run finds there what is its own.
+What is built is kept in --out under fingerprints of corpus, encoder and settings: another run finds there what is its
+own.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -119,7 +121,8 @@ def main() -> None:
 
     # the corpus: texts and indexes
     kept = args.out / f'corpus-{data.fingerprint}'
-    work = kept / f'student-{untrained.encoder.fingerprint}'
+    settings = {name: str(value) for name, value in vars(args).items() if name not in ('out', 'seeds')}
+    work = kept / f'student-{untrained.encoder.fingerprint}-{zlib.crc32(json.dumps(settings).encode()):08x}'
     texts = data.text_store(kept / 'texts')
     print(f'{data}: {len(texts):,} passages')
     untrained_index = indexed(untrained, texts, kept)

@@ -2,23 +2,29 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked, peekable
 
 from ._files import atomic_dir
 from ._interrupts import take_ctrl_c
 from ._locks import LOCK, locked
-from .documents import Corpus, checked
+from .documents import Corpus, checked, utf8
+from .pairs.checks import check_texts
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
 _EXPANDED_AT_A_TIME = 1000   # documents
+_LETTERS = {'english': re.compile('[A-Za-z0-9]'), 'utf': re.compile(r'[^\W_]')}
+_WITHOUT_TERMS, _MANY = 100_000, .1   # documents, and the share of all, that are worth a word
 _LEAST_ROOM = 100 << 20   # bytes free for an index of PISA's
 
 
@@ -51,7 +57,7 @@ def available_engine() -> str:
 
 def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: float | None = None,
          b: float | None = None, num_results: int = 1000, name: str = 'BM25',
-         expansion: pt.Transformer | None = None) -> Sparse:
+         expansion: pt.Transformer | None = None, tokeniser: str = 'english') -> Sparse:
     """Index a corpus (docno, text) and search it with BM25; an index that is there is used as it is.
 
     Where another process is building the same index, this one waits and opens what that has made. PISA ends the
@@ -68,35 +74,41 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
         num_results: Results for each query.
         name: First word of the label.
         expansion: Applied to documents before they are indexed, `Doc2Query(append=True)` for docT5query.
+        tokeniser: Terrier's. 'english' knows the letters a to z and digits, 'utf' those of all scripts. PISA is as
+            'english', and leaves accents out.
 
     Raises:
-        ValueError: An engine that is not known, a document that it cannot hold, without docno or text, or with a docno
-            that came before, an empty corpus, or less than 100 MB of room for PISA.
+        ValueError: An engine or a tokeniser that is not known, a document that the engine cannot hold, without docno or
+            text, or with a docno that came before, a corpus that is empty or of other letters than the tokeniser's, or
+            less than 100 MB of room for PISA.
         ImportError: No engine is there.
     """
     engine = available_engine() if engine == 'auto' else engine
     if engine not in _PARAMETERS:
         raise ValueError(f'engine={engine!r}: must be terrier, pisa or auto')
+    if tokeniser not in _LETTERS or tokeniser != 'english' and engine == 'pisa':
+        raise ValueError(f'tokeniser={tokeniser!r}: must be english, or utf with engine="terrier"')
     k1 = _PARAMETERS[engine][0] if k1 is None else k1
     b = _PARAMETERS[engine][1] if b is None else b
     path = Path(f'{path}.{engine}').absolute()
-    build = _terrier if engine == 'terrier' else _pisa
-    retriever = build(corpus, path, k1, b, num_results, expansion)
-    return Sparse(retriever, f'{name} ({engine.capitalize() if engine == "terrier" else "PISA"}, k1={k1:g}, b={b:g})')
+    if engine == 'pisa':
+        return Sparse(_pisa(corpus, path, k1, b, num_results, expansion), f'{name} (PISA, k1={k1:g}, b={b:g})')
+    return Sparse(_terrier(corpus, path, k1, b, num_results, expansion, tokeniser),
+                  f'{name} (Terrier, k1={k1:g}, b={b:g})')
 
 
-def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
-             expansion: pt.Transformer | None) -> pt.Transformer:
+def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int, expansion: pt.Transformer | None,
+             tokeniser: str) -> pt.Transformer:
     if not pt.java.started():
         pt.java.init()
     take_ctrl_c()
     longest = 100   # bytes of a docno; Terrier cuts longer ones in silence
     docs = _fitting(corpus, lambda docno: len(docno.encode()) <= longest, f'Terrier takes at most {longest} bytes')
-    _build(path, docs, expansion,
-           lambda part: pt.IterDictIndexer(str(part), meta={'docno': longest}, text_attrs=['text']))
+    _build(path, _readable(docs, tokeniser), expansion, lambda part: pt.IterDictIndexer(
+        str(part), meta={'docno': longest}, text_attrs=['text'], tokeniser=tokeniser))
     search = pt.terrier.TerrierIndex(str(path)).bm25(k1=k1, b=b, num_results=num_results)
     # Terrier reads operators in queries: it gets tokens, the stages after it the user's words
-    return pt.rewrite.tokenise() >> search >> pt.rewrite.reset() >> WithoutDocid()
+    return CheckedQueries() >> pt.rewrite.tokenise(tokeniser) >> search >> pt.rewrite.reset() >> WithoutDocid()
 
 
 def _pisa(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
@@ -113,8 +125,8 @@ def _pisa(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,
             raise ValueError(f'{part.parent} has room for {free >> 20} MB, and PISA ends the process when a disk is '
                              'full: make room, or index with engine="terrier"')
         return PisaIndex(str(part), text_field='text')
-    _build(path, docs, expansion, indexer)
-    return PisaIndex(str(path), text_field='text').bm25(k1=k1, b=b, num_results=num_results)
+    _build(path, _readable(map(_in_utf8, docs), 'english'), expansion, indexer)
+    return CheckedQueries() >> PisaIndex(str(path), text_field='text').bm25(k1=k1, b=b, num_results=num_results)
 
 
 def _fitting(corpus: Corpus, fits: Callable[[str], bool], rule: str) -> Iterator[dict]:
@@ -122,6 +134,63 @@ def _fitting(corpus: Corpus, fits: Callable[[str], bool], rule: str) -> Iterator
         if not fits(doc['docno']):
             raise ValueError(f'docno {doc["docno"]!r}: {rule}')
         yield doc
+
+
+def _in_utf8(doc: dict) -> dict:
+    return {**doc, 'text': utf8(doc['text'])}
+
+
+def _readable(docs: Iterator[dict], tokeniser: str) -> Iterator[dict]:
+    """Documents, not before one has a term: PISA ends the process, and Terrier has no lexicon, where none has.
+
+    Raises:
+        ValueError: None of all has one, or of the first 100,000.
+    """
+    n, without, waiting = 0, 0, []
+    for doc in docs:
+        n, has_term = n + 1, _LETTERS[tokeniser].search(doc['text'])
+        without += not has_term
+        if waiting is not None:
+            waiting.append(doc)
+            if not has_term and n < _WITHOUT_TERMS:
+                continue
+            if not has_term:
+                break
+            yield from waiting
+            waiting = None
+            continue
+        yield doc
+    remedy = 'give engine="terrier", tokeniser="utf" for other scripts'
+    if waiting:
+        raise ValueError(f'none of {n:,} documents has a letter or a digit that BM25 would index (the first is '
+                         f'{waiting[0]["docno"]!r}): {remedy}')
+    if without > _MANY * n:
+        warnings.warn(f'{without:,} of {n:,} documents have no letter or digit that BM25 indexes and cannot be found: '
+                      f'{remedy}', stacklevel=2)
+
+
+class CheckedQueries(pt.Transformer):
+    """Queries that are text, in what the engines can read: they end the process, or fail without a word of which."""
+
+    schematic = {'label': 'check queries'}
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Queries without zero bytes and half surrogate pairs."""
+        pt.validate.query_frame(inp, extra_columns=['query'], context=self)
+        check_texts(inp, 'query', context=self)
+        return inp.assign(query=inp['query'].astype(object).map(lambda query: utf8(query).replace('\0', ' ')))
+
+    def __repr__(self) -> str:
+        return 'CheckedQueries()'
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CheckedQueries)
+
+    def __hash__(self) -> int:
+        return hash(CheckedQueries)
 
 
 def _build(path: Path, docs: Iterator[dict], expansion: pt.Transformer | None,

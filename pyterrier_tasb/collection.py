@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pyterrier as pt
 
-from ._files import file_fingerprint, fingerprint
+from ._files import claim, file_fingerprint, fingerprint, unless_made
 from .texts import TextStore
 
 SPLITS = ('train', 'dev', 'test')
@@ -25,17 +25,24 @@ class _Texts:
     _store: TextStore | None = None
 
     def text_store(self, path: str | os.PathLike) -> TextStore:
-        """The texts by docno, memory-mapped at `path`; built there the first time, and used by `text_loader`."""
+        """The texts by docno, memory-mapped at `path`; built there the first time, and used by `text_loader`.
+
+        Raises:
+            ValueError: `path` holds the texts of another collection, or of this one as it was.
+        """
         if not Path(path).exists():
-            TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
+            with unless_made(Path(path)):
+                TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
+        claim(path, 'texts', {'collection': self.fingerprint}, 'collection.json')
         self._store = TextStore(path)
         return self._store
 
-    def text_loader(self, fields: str | list[str] = 'text') -> TextLoader:
+    def text_loader(self, fields: str | list[str] = 'text', *, verbose: bool = False) -> TextLoader:
         """A transformer that adds the text by docno, from :meth:`text_store` or a temporary one.
 
         Args:
             fields: Only 'text' is there.
+            verbose: Taken, as by every data set; a look into memory maps shows no progress.
         """
         if set([fields] if isinstance(fields, str) else fields) - {'text', '*'}:
             raise ValueError(f'fields={fields!r}: {type(self).__name__} has the field text only')
@@ -65,7 +72,7 @@ class Collection(_Texts):
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()   # also after a change of directory
         names = [name for name in ('corpus.jsonl', 'corpus.jsonl.gz') if (self.path / name).exists()]
         if not names:
             raise ValueError(f'{self.path} has no corpus.jsonl or corpus.jsonl.gz: one JSON object a line with docno '
@@ -88,7 +95,7 @@ class Collection(_Texts):
             try:
                 doc = json.loads(line)
                 docno, text = doc['docno'], doc['text']
-                if not isinstance(docno, (str, int)) or not isinstance(text, str):
+                if isinstance(docno, bool) or not isinstance(docno, (str, int)) or not isinstance(text, str):
                     raise TypeError('docno or text is no string')
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise ValueError(f'{self.corpus_file}, line {number}: expected a JSON object with docno and text '
@@ -249,9 +256,17 @@ def _of_split(rows: pd.DataFrame, keep: Callable[[str], bool]) -> pd.DataFrame:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1, without a byte order mark."""
-    opener = gzip.open if path.suffix == '.gz' else open
+    opener, number = gzip.open if path.suffix == '.gz' else open, 0
     with opener(path, 'rb') as lines:
-        for number, line in enumerate(lines, 1):
+        while True:
+            try:
+                line = next(lines, None)
+            except (EOFError, OSError, zlib.error) as error:
+                raise ValueError(f'{path}, after line {number}: the file is cut off or damaged ({error}): fetch it '
+                                 'again') from error
+            if line is None:
+                return
+            number += 1
             try:
                 text = line.decode('utf-8-sig' if number == 1 else 'utf-8')
             except UnicodeDecodeError as error:

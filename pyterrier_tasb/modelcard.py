@@ -1,6 +1,7 @@
 """The README of a saved model: what it is, how it was trained, how to use it."""
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,13 @@ def _use(tasb: TasBalanced) -> str:
 
 
 def _table(rows: dict[str, object]) -> str:
-    return '| | |\n|---|---|\n' + '\n'.join(f'| {name} | {value} |' for name, value in rows.items())
+    return '| | |\n|---|---|\n' + '\n'.join(f'| {name} | {_cell(value)} |' for name, value in rows.items())
+
+
+def _cell(value: object) -> str:
+    """Plain text for Markdown, in which a `repr` may have what it likes."""
+    text = re.sub(r'([\'"])(/[^\'"]*)\1', lambda found: f'{found[1]}{_place(found[2])}{found[1]}', str(value))
+    return ' '.join(re.sub(r'([|<>])', r'\\\1', text).split())
 
 
 def _data(record: dict) -> str:

@@ -55,7 +55,7 @@ def recall(results: Mapping[str, pd.DataFrame], qrels: pd.DataFrame, cutoffs: Se
     import ir_measures
 
     figure, (ax,) = _figure(width=7.2, height=4.6)
-    measures = {k: ir_measures.R @ k for k in cutoffs}
+    measures = {k: ir_measures.R @ int(k) for k in cutoffs}
     evaluator = ir_measures.evaluator(list(measures.values()), qrels.rename(columns={
         'qid': 'query_id', 'docno': 'doc_id', 'label': 'relevance'}))
     for at, (name, run) in enumerate(results.items()):

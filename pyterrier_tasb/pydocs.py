@@ -12,6 +12,7 @@ import importlib.util
 import platform
 import re
 import statistics
+import sys
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
@@ -205,10 +206,15 @@ def _locate(package: str) -> tuple[Path, str]:
     spec = importlib.util.find_spec(package) if '.' not in package else None
     if spec is None or spec.origin is None:
         raise ValueError(f'package {package!r} is not installed: pydocs reads top-level packages of this environment')
-    names = importlib.metadata.packages_distributions().get(package, [])
     path = Path(spec.origin)
-    return path.parent if spec.submodule_search_locations else path, \
-        importlib.metadata.version(names[0]) if names else '?'
+    return path.parent if spec.submodule_search_locations else path, _version(package)
+
+
+def _version(package: str) -> str:
+    if package in sys.stdlib_module_names:
+        return platform.python_version()
+    names = importlib.metadata.packages_distributions().get(package, [])
+    return importlib.metadata.version(names[0]) if names else '?'
 
 
 def _files(root: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """From an index to pipelines whose results carry text."""
 from __future__ import annotations
 
-import numbers
 import os
 import reprlib
 import warnings
@@ -17,6 +16,7 @@ import torch
 from ._files import read_json
 from .encoding.precision import device_of
 from .indexing import WEIGHTS, is_index
+from .pairs.checks import check_count
 from .pairs.examples import text_loader
 from .search import FOUND, HalfPrecisionRetriever, fits
 
@@ -80,8 +80,7 @@ def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex
     Raises:
         ValueError: `index` is no dense index, `num_results` is below 1, or `text` cannot load text.
     """
-    if isinstance(num_results, bool) or not isinstance(num_results, numbers.Integral) or num_results < 1:
-        raise ValueError(f'num_results={num_results!r}: must be a whole number of at least 1')
+    check_count('num_results', num_results)
     index = opened(index)
     device = device_of(device)
     if index.sim_fn == pyterrier_dr.SimFn.dot and fits(index, device):
@@ -112,11 +111,11 @@ def opened(index: pyterrier_dr.FlexIndex | str | os.PathLike) -> pyterrier_dr.Fl
     Raises:
         ValueError: There is none.
     """
-    if isinstance(index, pyterrier_dr.FlexIndex):
-        return index
-    if not isinstance(index, (str, os.PathLike)):
+    is_open = isinstance(index, pyterrier_dr.FlexIndex)
+    if not is_open and not isinstance(index, (str, os.PathLike)):
         raise ValueError(f'index={reprlib.repr(index):.80} is a {type(index).__name__}: give the FlexIndex that '
                          'index(corpus, path) returns, or its path')
-    if not is_index(Path(index)):
-        raise ValueError(f'there is no dense index at {str(index)!r}: index(corpus, path) makes one')
-    return pyterrier_dr.FlexIndex(str(index), verbose=False)
+    path = Path(index.index_path if is_open else index)
+    if not is_index(path):
+        raise ValueError(f'there is no dense index at {str(path)!r}: index(corpus, path) makes one')
+    return index if is_open else pyterrier_dr.FlexIndex(str(path), verbose=False)

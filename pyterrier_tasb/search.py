@@ -12,6 +12,7 @@ import pyterrier_dr
 import torch
 
 from .encoding.precision import device_of
+from .pairs.checks import check_count
 
 FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}   # of no results, too: floats do not merge with docnos
 
@@ -101,7 +102,7 @@ class HalfPrecisionRetriever(pt.Transformer):
         num_results: Results for each query.
 
     Raises:
-        ValueError: The index wants another similarity.
+        ValueError: The index wants another similarity, or `num_results` is below 1.
     """
 
     schematic = {'label': 'exact search'}
@@ -109,6 +110,7 @@ class HalfPrecisionRetriever(pt.Transformer):
     def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device | str, num_results: int = 1000) -> None:
         if index.sim_fn != pyterrier_dr.SimFn.dot:
             raise ValueError(f'{index!r} is searched by {index.sim_fn}, this by the dot product: use np_retriever()')
+        check_count('num_results', num_results)
         self.index, self.device, self.num_results = index, device_of(device), num_results
         self._held = _Held.of(index, self.device)
 
@@ -123,10 +125,9 @@ class HalfPrecisionRetriever(pt.Transformer):
             queries = torch.from_numpy(np.stack(inp['query_vec'].to_list()).astype(np.float32)).to(vectors.device)
             for scores, rows in zip(*(part.cpu().numpy() for part in search(vectors, queries, self.num_results))):
                 # lists: an array of one would be taken for a value of many rows
-                results.extend({'docno': docnos.fwd[rows].tolist(), 'score': scores.astype(np.float64).tolist(),
+                results.extend({'docno': docnos.fwd[rows].tolist(), 'score': scores.tolist(),
                                 'rank': list(range(len(rows)))})
-        found = results.to_df(inp.drop(columns='query_vec'))
-        return found if len(found) else found.astype(FOUND)
+        return results.to_df(inp.drop(columns='query_vec')).astype(FOUND)
 
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer | None:
         """Search for k only, in the same memory."""

@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyterrier_dr
 import torch
 
 from . import retrieval
-from ._files import differences
+from ._files import DiskError, differences
 from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .documents import Corpus
@@ -24,6 +25,7 @@ from .encoding.encoder import weights_fingerprint
 from .encoding.precision import check_trains, device_of, has_bf16, in_own_precision
 from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
+from .pairs.checks import check_count
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training
@@ -394,10 +396,13 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         from .indexing import build_index
         self._check_at_rest()
         encoder = self.encoder
+        if batch_size is not None:
+            check_count('batch_size', batch_size)
         if tokens is not None:
             self._check_tokens(tokens, corpus)
         elif isinstance(corpus, TextStore):
-            tokens = self.tokenise_corpus(corpus)
+            with suppress(DiskError):   # where its directory cannot be written: tokens are made as texts come
+                tokens = self.tokenise_corpus(corpus)
 
         def tokenise(row: int, texts: list[str]) -> Tokens:
             if tokens is None:

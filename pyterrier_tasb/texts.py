@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import numbers
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -112,11 +113,13 @@ class TextStore(OnDisk):
         with atomic_dir(path) as part:
             hashes = array('Q')
             with _Writer(part / 'texts') as texts, _Writer(part / 'ids') as ids:
-                for item in items:
-                    if isinstance(item, Mapping):   # one of two keys would pass for a pair
+                for number, item in enumerate(items):
+                    if isinstance(item, (str, bytes, Mapping)) or len(item) != 2:   # two letters would pass for a pair
                         raise ValueError(f'{item!r:.80} is no (id, text) pair: of documents, give ((doc["docno"], '
                                          'doc["text"]) for doc in corpus)')
                     i, text = item
+                    if isinstance(i, bool) or not isinstance(i, (str, numbers.Integral)):
+                        raise ValueError(f'the id of text number {number} is {i!r}: give a string or a whole number')
                     if not isinstance(text, str):
                         raise ValueError(f'the text of {i!r} is no string but {type(text).__name__}')
                     texts.add(text)

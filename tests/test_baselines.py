@@ -198,3 +198,40 @@ def test_with_java_the_engine_is_terrier(monkeypatch):
 def test_an_unknown_engine_is_refused(toy_corpus, tmp_path):
     with pytest.raises(ValueError, match="engine='lucene': must be terrier, pisa or auto"):
         bm25(toy_corpus, tmp_path / 'index', engine='lucene')
+
+
+OTHER_SCRIPTS = [{'docno': f'd{i}', 'text': text} for i, text in enumerate(
+    ['Москва столица России', 'Γεια σου κόσμε', '日本 東京', 'the soil book'])]
+
+
+def test_terrier_reads_other_scripts_where_it_is_told(tmp_path):
+    with pytest.warns(UserWarning, match='3 of 4 documents have no letter or digit that BM25 indexes'):
+        english = bm25(OTHER_SCRIPTS, tmp_path / 'english', engine='terrier').retriever
+    every = bm25(OTHER_SCRIPTS, tmp_path / 'every', engine='terrier', tokeniser='utf').retriever
+    found = {query: [retriever.search(query)['docno'].tolist() for retriever in (english, every)]
+             for query in ('Москва', 'Γεια', 'soil')}
+    assert found == {'Москва': [[], ['d0']], 'Γεια': [[], ['d1']], 'soil': [['d3'], ['d3']]}
+
+
+@pytest.mark.parametrize('engine', ['terrier', 'pisa'])
+def test_a_corpus_without_a_term_is_refused_before_the_engine_ends_the_process(tmp_path, engine):
+    with pytest.raises(ValueError, match=r'none of 3 documents has a letter or a digit .* is .d0.*tokeniser="utf"'):
+        bm25(OTHER_SCRIPTS[:3], tmp_path / 'index', engine=engine)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tokeniser_that_there_is_not_is_refused(tmp_path):
+    for engine, tokeniser in ('pisa', 'utf'), ('terrier', 'french'):
+        with pytest.raises(ValueError, match=f"tokeniser='{tokeniser}': must be english, or utf with engine=.terrier."):
+            bm25(OTHER_SCRIPTS, tmp_path / 'index', engine=engine, tokeniser=tokeniser)
+
+
+@pytest.mark.parametrize('engine', ['terrier', 'pisa'])
+def test_odd_queries_and_texts_are_read_or_named(tmp_path, engine):
+    docs = [{'docno': 'a', 'text': 'soil\ud800 seed'}, {'docno': 'b', 'text': 'rose'}]
+    retriever = bm25(docs, tmp_path / 'index', engine=engine).retriever
+    assert retriever.search('soil\0seed')['docno'].tolist() == ['a']
+    half = pd.DataFrame({'qid': ['1'], 'query': pd.Series(['\ud800 rose'], dtype=object)})
+    assert retriever(half)['docno'].tolist() == ['b']
+    with pytest.raises(ValueError, match="1 of 1 values of column 'query' are no text .qids 1., first None"):
+        retriever(pd.DataFrame({'qid': ['1'], 'query': [None]}))

@@ -194,12 +194,35 @@ def test_a_field_that_is_not_there_is_refused(tmp_path):
         write(tmp_path).text_loader(['title', 'text'])
 
 
-def test_a_text_store_is_built_once(tmp_path):
+def test_a_text_store_is_built_once(tmp_path, monkeypatch):
     collection = write(tmp_path / 'collection')
     assert collection.text_store(tmp_path / 'texts').take([1]) == ['text ünd 1']
-    (tmp_path / 'collection' / 'corpus.jsonl').unlink()
+    monkeypatch.setattr(Collection, 'get_corpus_iter', lambda self: 1 / 0)
     assert collection.text_store(tmp_path / 'texts').take([1]) == ['text ünd 1']
     assert collection.text_loader()(results('d2'))['text'].tolist() == ['text ünd 2']
+
+
+def test_a_text_store_of_another_collection_is_refused(tmp_path):
+    collection = write(tmp_path / 'collection')
+    collection.text_store(tmp_path / 'texts')
+    with open(tmp_path / 'collection' / 'corpus.jsonl', 'a') as corpus:
+        corpus.write('{"docno": "more", "text": "of it"}\n')
+    with pytest.raises(ValueError, match='texts holds texts of another run: collection'):
+        Collection(tmp_path / 'collection').text_store(tmp_path / 'texts')
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda data: data[:len(data) // 2], lambda data: b'hello',
+    lambda data: data[:30] + bytes([data[30] ^ 255]) + data[31:]], ids=['half', 'no gzip', 'a flipped byte'])
+def test_a_damaged_corpus_is_named(tmp_path, spoil):
+    collection = write(tmp_path / 'collection')
+    plain = tmp_path / 'collection' / 'corpus.jsonl'
+    packed = gzip.compress(plain.read_bytes() * 50)
+    plain.unlink()
+    (tmp_path / 'collection' / 'corpus.jsonl.gz').write_bytes(spoil(packed))
+    with pytest.raises(ValueError, match=r'corpus.jsonl.gz, after line \d+: the file is cut off or damaged'):
+        list(Collection(tmp_path / 'collection').get_corpus_iter())
+    assert collection.path.is_absolute()
 
 
 @pytest.mark.parametrize('content', ['', '\n'])

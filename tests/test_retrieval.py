@@ -209,3 +209,8 @@ def test_an_empty_corpus_is_refused(tmp_path, empty):
 def test_no_queries_give_no_results(tmp_path):
     found = build_retriever(QUERIES, built(SOME, tmp_path / 'index.flex'))(TOPICS.iloc[:0])
     assert not len(found) and {'qid', 'query', 'docno', 'score', 'rank'} <= set(found)
+
+
+def test_an_index_object_without_files_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='there is no dense index at .*typo'):
+        build_retriever(QUERIES, pyterrier_dr.FlexIndex(str(tmp_path / 'typo')))

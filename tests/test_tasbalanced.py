@@ -951,7 +951,8 @@ def test_qrels_of_other_ids_beside_pairs_are_refused(tiny_bert_dir, toy_results,
 
 
 def test_a_teachers_whole_numbers_are_ids(tiny_bert_dir, toy_results, toy_qrels):
-    results, qrels = (frame.assign(docno=frame['docno'].str.replace('d', '9').str.replace('a', '1').str.replace('b', '2'))
+    numbers = {letter: str(i) for i, letter in enumerate('abd', 1)}
+    results, qrels = (frame.assign(docno=frame['docno'].map(lambda docno: docno.translate(str.maketrans(numbers))))
                       for frame in (toy_results, toy_qrels))
     teacher = pt.apply.generic(lambda found: found.assign(
         docno=found['docno'].astype(int), score=found['docno'].astype(int) % 7))

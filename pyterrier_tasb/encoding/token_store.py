@@ -74,7 +74,8 @@ class TokenStore(OnDisk):
             ValueError: `path` holds tokens of other texts, of another tokenizer or of another length.
         """
         path, key = Path(path), cls.key_of(texts, tokenizer, max_length)
-        if not _begun(path, key, 'uint16' if len(tokenizer) <= 2 ** 16 else 'uint32')['complete']:
+        largest = max(tokenizer.get_vocab().values())
+        if not _begun(path, key, 'uint16' if largest < 2 ** 16 else 'uint32')['complete']:
             with locked(path, wait=True):
                 meta = _read_meta(path)   # another process may have gone on with it meanwhile
                 if not meta['complete']:

@@ -89,6 +89,8 @@ def gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> Tokens:
     return Tokens(np.asarray(ids[at], dtype=np.int64), taken)
 
 
+# of what a slow tokenizer was made with: where it lay, which says nothing of what it does
+_PLACES = ('name_or_path', 'vocab_file', 'merges_file', 'tokenizer_file', 'special_tokens_map_file')
 _ENGINES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
@@ -96,7 +98,7 @@ _CHECKED: weakref.WeakSet = weakref.WeakSet()
 def _engine(tokenizer: PreTrainedTokenizerBase, max_length: int) -> tokenizers.Tokenizer:
     """A copy of a fast tokenizer's engine with its truncation set: calls share no state, so threads may call."""
     engines = _ENGINES.setdefault(tokenizer, {})
-    key = max_length, len(tokenizer)
+    key = max_length, len(tokenizer), tokenizer.truncation_side
     if key not in engines:
         engine = _plain_engine(tokenizer)
         engine.enable_truncation(max_length, direction=tokenizer.truncation_side)
@@ -165,5 +167,7 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> None:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what the tokenizer makes of a text: equal for equal tokenizers, wherever they were loaded from."""
     if not tokenizer.is_fast:
-        return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map)
+        options = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
+        return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map, options,
+                           tokenizer.truncation_side)
     return fingerprint(_plain_engine(tokenizer).to_str(), tokenizer.truncation_side)

@@ -170,6 +170,7 @@ class FiniteScores(pt.Transformer):
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
         results = self.scorer(inp)
         pt.validate.columns(results, includes=['score'], context=self.scorer)
+        results = results.astype({'qid': str, 'docno': str})
         bad = results[~np.isfinite(results['score'].astype(float))]
         if len(bad):
             raise ValueError(f'the teacher {self.scorer!r} gave {len(bad)} candidates a NaN or infinite score (qids '

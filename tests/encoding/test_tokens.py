@@ -4,10 +4,12 @@ import warnings
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertJapaneseTokenizer, PreTrainedTokenizerFast
 
+from pyterrier_tasb import TextStore
 from pyterrier_tasb.encoding import Tokens, TokenStore, token_store, tokenise
 from pyterrier_tasb.encoding.tokens import tokenizer_fingerprint
 
@@ -198,3 +200,26 @@ def test_damaged_meta_is_named(tmp_path, tokenizer, texts):
     meta.write_text(meta.read_text()[:40])
     with pytest.raises(ValueError, match=r'meta\.json is damaged'):
         TokenStore(tmp_path / 'tokens')
+
+
+def test_the_side_that_is_cut_may_change(tiny_bert_dir):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert_dir)
+    one, _ = tokenise(tokenizer, ['rose garden soil seed water'] * 2, 4).ids.reshape(2, -1)
+    tokenizer.truncation_side = 'left'
+    other, _ = tokenise(tokenizer, ['rose garden soil seed water'] * 2, 4).ids.reshape(2, -1)
+    assert one.tolist() != other.tolist() and one[[0, -1]].tolist() == other[[0, -1]].tolist()
+
+
+def test_ids_beyond_the_number_of_words_are_kept(tmp_path):
+    engine = tokenizers.Tokenizer(tokenizers.models.WordLevel({'[UNK]': 0, 'rose': 70_000}, unk_token='[UNK]'))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=engine, unk_token='[UNK]')
+    texts = TextStore.build(tmp_path / 'texts', [('a', 'rose rose')])
+    assert TokenStore.of(texts, tokenizer, 20).take(np.array([0])).ids.tolist() == [70_000, 70_000]
+
+
+def test_slow_tokenizers_differ_by_their_options(tmp_path):
+    (tmp_path / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'rose', 'Rose']))
+    one, other, again = (BertJapaneseTokenizer(str(tmp_path / 'vocab.txt'), word_tokenizer_type='basic',
+                                               do_lower_case=lower) for lower in (True, False, True))
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(again) != tokenizer_fingerprint(other)
