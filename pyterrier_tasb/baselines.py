@@ -17,8 +17,8 @@ from more_itertools import chunked, peekable
 from ._files import atomic_dir
 from ._interrupts import take_ctrl_c
 from ._locks import LOCK, locked
+from .checks import check_texts
 from .documents import Corpus, checked, utf8
-from .pairs.checks import check_texts
 from .retrieval import WithoutDocid
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults

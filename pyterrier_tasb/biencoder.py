@@ -8,7 +8,7 @@ import pandas as pd
 import pyterrier as pt
 from pyterrier_dr.biencoder import BiDocEncoder, BiQueryEncoder, BiScorer
 
-from .pairs.checks import check_texts
+from .checks import check_texts
 
 _ROWS = 4096   # scored at a time: 200,000 rows of 768 dimensions would take 600 MB a side
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pyterrier as pt
 
 from ._files import claim, file_fingerprint, fingerprint, unless_made
+from .text_loading import TextLoader
 from .texts import TextStore
 
 SPLITS = ('train', 'dev', 'test')
@@ -192,45 +193,6 @@ class IrdsCollection(_Texts):
 
     def __repr__(self) -> str:
         return f'IrdsCollection({", ".join(map(repr, self.ids))})'
-
-
-class TextLoader(pt.Transformer):
-    """Adds the text by docno from a text store; an unknown docno is an error.
-
-    Args:
-        texts: The store.
-        text_field: The column that is added.
-    """
-
-    schematic = {'label': 'load text'}
-
-    def __init__(self, texts: TextStore, text_field: str = 'text') -> None:
-        self.texts, self.text_field = texts, text_field
-
-    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
-        """`inp` with the text's column."""
-        pt.validate.columns(inp, includes=['docno'], context=self)
-        rows = self.texts.index_of(inp['docno'].astype(str).tolist())
-        if len(rows) and rows.min() < 0:
-            missing = inp['docno'][rows < 0]
-            raise ValueError(f'{len(missing)} docnos are not in the collection (first: {missing.iloc[:5].tolist()})')
-        return inp.assign(**{self.text_field: pd.Series(self.texts.take(rows), index=inp.index, dtype=object)})
-
-    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
-        """Cut first, load less."""
-        return pt.RankCutoff(k) >> self
-
-    def __repr__(self) -> str:
-        return f'TextLoader({self.texts!r})'
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TextLoader) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[str, str]:
-        return self.texts.fingerprint, self.text_field
 
 
 def _check_split(variant: str) -> None:

@@ -19,16 +19,16 @@ import torch
 from more_itertools import spy
 from transformers import TrainerCallback
 
+from . import checks
 from ._files import claim, fingerprint, read_json, write_json
 from ._locks import rank, world_size
 from ._progress import say
-from .collection import TextLoader
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
 from .encoding.gradcache import cached_forward
 from .encoding.transfer import moved
 from .machine import hardware, versions
-from .pairs import ScoredPairs, checks
+from .pairs import ScoredPairs
 from .pairs.docpairs import rows_of
 from .pairs.examples import (
     CandidateSource,
@@ -37,11 +37,11 @@ from .pairs.examples import (
     frame_fingerprint,
     prepare,
     query_store,
-    text_loader,
 )
 from .sampling import BatchPlan, QueryClusters, default_k
 from .teachers import CachedScorer, WeightedSum, bind_in_batch_teacher, in_batch_teacher_of
 from .teachers.same import check_batch, check_pairs
+from .text_loading import TextLoader, text_loader
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of

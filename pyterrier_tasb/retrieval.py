@@ -14,11 +14,11 @@ import pyterrier_dr
 import torch
 
 from ._files import read_json
+from .checks import check_count
 from .encoding.precision import device_of
 from .indexing import WEIGHTS, is_index
-from .pairs.checks import check_count
-from .pairs.examples import text_loader
 from .search import FOUND, HalfPrecisionRetriever, fits
+from .text_loading import text_loader
 
 if TYPE_CHECKING:
     from .tasbalanced import TasBalanced

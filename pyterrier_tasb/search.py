@@ -11,8 +11,8 @@ import pyterrier_alpha as pta
 import pyterrier_dr
 import torch
 
+from .checks import check_count
 from .encoding.precision import device_of
-from .pairs.checks import check_count
 
 FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}   # of no results, too: floats do not merge with docnos
 

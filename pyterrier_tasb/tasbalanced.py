@@ -19,13 +19,13 @@ from . import retrieval
 from ._files import DiskError, differences
 from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
+from .checks import check_count
 from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
 from .encoding.precision import check_trains, device_of, has_bf16, in_own_precision
 from .encoding.settings import copied, owned, settings_of, shallow, sharing, under_settings, with_settings
 from .pairs import ScoredPairs
-from .pairs.checks import check_count
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training

@@ -14,7 +14,7 @@ import pyterrier as pt
 from more_itertools import chunked
 
 from .._files import check_new, discard
-from .checks import check_distinct, check_same, check_scores, first, name_of
+from ..checks import check_distinct, check_same, check_scores, first, name_of
 from .pipeline import chunks, read_chunk, write_chunk
 from .results import IDS, from_frames
 from .store import ScoredPairs

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,9 +16,7 @@ from more_itertools import chunked
 
 from .._files import fingerprint, read_json, write_json
 from .._locks import rank
-from ..collection import TextLoader
-from ..texts import TextRows, TextStore
-from .checks import (
+from ..checks import (
     check_distinct,
     check_overlap,
     check_qrels,
@@ -29,6 +26,8 @@ from .checks import (
     is_blank,
     name_of,
 )
+from ..text_loading import TextLoader, fetch_texts, text_loader
+from ..texts import TextRows, TextStore
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -163,29 +162,6 @@ def _check_source(results: pd.DataFrame | None, negatives: pt.Transformer | None
                          '(candidates >> text >> this), or give corpus=')
     if teacher is None and scores_needed:
         check_scores(results, 'training')
-
-
-def text_loader(corpus: Any, text_field: str = 'text', *, name: str = 'corpus') -> pt.Transformer:
-    """A transformer that adds `text_field` by docno, from anything that can load text.
-
-    Args:
-        corpus: A text store, something with a `text_loader` method (a dataset, a Terrier index, `PyDocs`), or a
-            transformer that adds the column itself.
-        text_field: The column.
-        name: What the user calls `corpus`.
-
-    Raises:
-        ValueError: `corpus` can do none of it.
-    """
-    if isinstance(corpus, TextStore):
-        return TextLoader(corpus, text_field)
-    if hasattr(corpus, 'text_loader'):
-        return corpus.text_loader(fields=[text_field])
-    if isinstance(corpus, pt.Transformer) and not isinstance(corpus, pt.Indexer):   # an index has no text to load
-        return corpus
-    raise ValueError(f'{name}={reprlib.repr(corpus):.80} ({type(corpus).__name__}) cannot load text: give a TextStore '
-                     '(of a dictionary: TextStore.build(path, texts.items())), a data set or index with a '
-                     f'text_loader(), or a transformer that adds {text_field!r} by docno')
 
 
 class CandidateSource(pt.Transformer):
@@ -325,16 +301,6 @@ class CandidateSource(pt.Transformer):
     def __repr__(self) -> str:
         source = 'results' if self.results is not None else repr(self.negatives)
         return f'CandidateSource({source}, teacher={self.teacher!r})'
-
-
-def fetch_texts(loader: pt.Transformer, docnos: Any, text_field: str = 'text') -> dict[str, str]:
-    """Texts of `docnos` by docno; ids that the loader does not know are absent."""
-    if isinstance(loader, TextLoader):   # which takes an unknown docno for an error
-        rows = loader.texts.index_of(docnos)
-        return {str(docno): loader.texts[row] for docno, row in zip(docnos, rows.tolist(), strict=True) if row >= 0}
-    frame = loader(pd.DataFrame({'qid': '0', 'query': '', 'docno': [str(docno) for docno in docnos]}))
-    known = frame[frame[text_field].notna()]
-    return dict(zip(known['docno'].astype(str), known[text_field].astype(object), strict=True))
 
 
 def query_store(pairs: ScoredPairs, topics: pd.DataFrame, path: Path) -> TextStore:

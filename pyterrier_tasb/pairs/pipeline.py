@@ -14,7 +14,15 @@ import pyterrier as pt
 from .._files import atomic_file, claim, discard, fingerprint, remove_leftovers
 from .._interrupts import take_ctrl_c
 from .._locks import LOCK, locked
-from .checks import check_count, check_distinct, check_qrels, check_same, check_scores, check_topics_or_results, name_of
+from ..checks import (
+    check_count,
+    check_distinct,
+    check_qrels,
+    check_same,
+    check_scores,
+    check_topics_or_results,
+    name_of,
+)
 from .results import IDS, check_draw, of_queries, pairs_frame
 from .store import ScoredPairs
 

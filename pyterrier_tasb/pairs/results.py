@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from more_itertools import peekable
 
-from .checks import check_count, check_qrels, check_scores, check_topics_or_results, first
+from ..checks import check_count, check_qrels, check_scores, check_topics_or_results, first
 from .store import ScoredPairs
 
 IDS = ['qid', 'pos', 'neg']

@@ -15,9 +15,9 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import claim, fingerprint
 from .._locks import world_size
+from ..checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
 from ..encoding.precision import check_trains
 from ..encoding.transfer import moved
-from ..pairs.checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
 from ..pairs.examples import CandidateSource, Examples, frame_fingerprint, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches

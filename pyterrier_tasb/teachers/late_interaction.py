@@ -18,11 +18,11 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint
 from .._locks import work_directory
+from ..checks import check_texts
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of, in_own_precision
 from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
-from ..pairs.checks import check_texts
 from ..texts import TextRows, TextStore
 from ..training.config import Training
 from . import colbert

@@ -22,7 +22,7 @@ from .._files import (
 )
 from .._interrupts import take_ctrl_c
 from .._locks import LOCK, locked
-from ..pairs.checks import check_same, name_of
+from ..checks import check_same, name_of
 from ..sampling import BatchPlan
 from ..texts import TextStore
 from .binding import bind_in_batch_teacher

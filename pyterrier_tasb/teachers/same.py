@@ -9,7 +9,7 @@ import pandas as pd
 import pyterrier as pt
 
 from .._files import read_json, write_json
-from ..pairs.checks import check_same
+from ..checks import check_same
 from .scorer import scores_of
 
 if TYPE_CHECKING:
