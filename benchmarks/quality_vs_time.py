@@ -175,7 +175,7 @@ def ours(race: Race) -> list[State | None]:
     examples = fit.examples(race.candidates, race.qrels, None)
     batches = fit.batches(examples, fit.clusters(examples))
     copies = Copies(race, clock, student.model)
-    train(student.encoder, batches, fit._loss, student.training, output_dir=race.folder / 'checkpoints',
+    train(student.encoder, batches, fit.loss, student.training, output_dir=race.folder / 'checkpoints',
           device=student.device, extra_callbacks=(copies,))
     return copies.kept
 

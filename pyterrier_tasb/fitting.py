@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,6 @@ from ._locks import rank, world_size
 from ._progress import say
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
-from .encoding.gradcache import cached_forward
-from .encoding.transfer import moved
 from .machine import hardware, versions
 from .pairs import ScoredPairs
 from .pairs.docpairs import rows_of
@@ -43,12 +40,11 @@ from .teachers import CachedScorer, WeightedSum, bind_in_batch_teacher, in_batch
 from .teachers.same import check_batch, check_pairs
 from .text_loading import TextLoader, text_loader
 from .texts import TextRows, TextStore
-from .training.batches import JudgedPositives, TrainingBatch, TrainingBatches
+from .training.batches import JudgedPositives, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
-from .training.captured import CapturedLoss, CaptureError
 from .training.checkpoints import begun_with, found_in
-from .training.dual import dual_loss
 from .training.economies import Economies
+from .training.step import StepLoss
 from .training.trainer import train
 from .training.validation import RerankingPool
 
@@ -81,6 +77,7 @@ class Fit:
         self.given_pairs = False   # with margins
         self.claimed = False   # the work directory, as this run's
         self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
+        self.loss = StepLoss(student.encoder, self.training, self.economies, repr(student))
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
         self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
                                 self.weights_before)
@@ -368,7 +365,7 @@ class Fit:
         path = self.folder / 'calibration.json'   # kept, because the student of a resumed call is no longer untrained
         if not path.exists():
             self.student.encoder.eval()
-            untrained = student_scores(lambda batch: self._vectors(self.student.encoder, batch))
+            untrained = student_scores(lambda batch: self.loss.vectors(self.student.encoder, batch))
             write_json(path, calibrate(batches, untrained, n_batches=min(8, self._n_batches),
                                        factor=self.training.teacher_scale).to_dict())
         calibration = Calibration.from_dict(read_json(path, needs=[field.name for field in fields(Calibration)]))
@@ -387,12 +384,12 @@ class Fit:
             say(f'{self.student!r}: as in the call that this one goes on with, {self.economies.describe()} '
                 f'({self.economies.file})')
         try:
-            record = train(encoder, batches, self._loss, self.training, output_dir=checkpoints, device=encoder.device,
+            record = train(encoder, batches, self.loss, self.training, output_dir=checkpoints, device=encoder.device,
                            validate=None if self.pool is None else lambda: self.pool(encoder), resume=self.resume,
-                           desc='TAS-Balanced', save_memory=self._save_memory, amp=encoder.amp, kept=self.kept,
+                           desc='TAS-Balanced', save_memory=self.loss.save_memory, amp=encoder.amp, kept=self.kept,
                            extra_callbacks=(_AtCheckpoints(self.count_seconds),))
         finally:
-            self.__dict__.pop('_captured', None)   # and the memory of its graphs
+            self.loss.close()
         self.student._unfinished = None
         untrained = self.report.get('untrained_value')
         if untrained is not None and record.best_value < untrained:
@@ -421,75 +418,6 @@ class Fit:
         if rank() == 0:
             write_json(path, {'seconds': round(before + now, 1)})
         return round(before + now, 1)
-
-    def _vectors(self, module: torch.nn.Module, batch: TrainingBatch) -> torch.Tensor:
-        limit = self._micro_batch_tokens(batch.step)
-        vectors = module(batch.tokens) if limit is None else cached_forward(module, batch.tokens, limit)
-        return self._scaled(vectors)
-
-    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Score = scale × cosine, shared between the two sides so that vectors stay symmetric."""
-        return vectors * self.training.scale ** 0.5 if self.student.encoder.normalize else vectors
-
-    def _micro_batch_tokens(self, batch: int) -> int | None:
-        return self.economies.micro_batch_tokens(batch, self.training.micro_batch_tokens)
-
-    def _save_memory(self, first: int, batch: TrainingBatch | None) -> bool:
-        """Less memory from a batch on, with the same gradients: no captured steps, then half the tokens at a time.
-
-        False where a text alone is too much, and where the in-batch teacher's are.
-        """
-        if self.__dict__.get('_captured') is not None:
-            # a batch that cannot be made is asked for while the one before it waits to be learnt from
-            self._capture_no_more(max(0, first - 1) if batch is None else first)
-            say(f'{self.student!r}: out of GPU memory; going on without captured steps, which take more')
-            return True
-        if batch is None:
-            return False
-        lengths = batch.tokens.lengths
-        half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
-        if half < lengths.max():
-            return False
-        self.economies.halve(first, half)
-        say(f'{self.student!r}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
-            f'{half:,} at a time, which gives the same gradients and takes a third longer. '
-            f'Training(micro_batch_tokens={half}) starts with that')
-        return True
-
-    def _loss(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        whole = self._micro_batch_tokens(batch.step) is None and batch.step < self.economies.plain_from
-        if whole and self._captured is not None:
-            try:
-                return self._captured(batch)
-            except CaptureError as error:
-                warnings.warn(f'a step cannot be captured as a CUDA graph here ({error}): training goes on without, '
-                              'slower', stacklevel=2)
-                self._capture_no_more(batch.step)
-        vectors = self._vectors(module, batch)
-        return self._loss_of(vectors[moved(batch.rows, vectors.device)], batch.margin, batch.in_batch)
-
-    @cached_property
-    def _captured(self) -> CapturedLoss | None:
-        """The same on a GPU, where it can be."""
-        encoder = self.student.encoder
-        if world_size() > 1 or self.training.accumulation > 1 or encoder.amp == 'fp16' or not encoder.captures:
-            return None
-        return CapturedLoss(encoder, lambda vectors, *teachers: self._loss_of(self._scaled(vectors), *teachers),
-                            compiled=self.training.compile)
-
-    def _capture_no_more(self, first: int) -> None:
-        """From a batch on; the memory for it is free again."""
-        self._captured = None
-        self.economies.capture_no_more(first)
-
-    def _loss_of(self, vectors: torch.Tensor, margin: torch.Tensor,
-                 in_batch: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Of float32[3B, D], queries, positives, negatives."""
-        query, pos, neg = vectors.split(len(margin))
-        training = self.training
-        return dual_loss(query, pos, neg, margin, in_batch,
-                         pairwise=training.pairwise_loss, in_batch=training.in_batch_loss,
-                         pairwise_weight=training.pairwise_weight, in_batch_weight=training.in_batch_weight)
 
     # ---- identity and work directory ---------------------------------------------------------------------------
 

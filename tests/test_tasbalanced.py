@@ -259,7 +259,7 @@ def test_a_fit_that_was_interrupted_elsewhere_is_not_gone_on_with_here(tiny_bert
             next(tasb.model.parameters()).add_(1)
         raise KeyboardInterrupt
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt)
+        patched.setattr('pyterrier_tasb.training.step.dual_loss', interrupt)
         tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'one')
     half, interrupted = tasb.model_name, weights_fingerprint(tasb.encoder)
     tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'other', resume=True)
@@ -340,7 +340,7 @@ def interrupted_at(monkeypatch):
                 raise KeyboardInterrupt
             return dual_loss(*args, **kwargs)
         with monkeypatch.context() as patched:
-            patched.setattr('pyterrier_tasb.fitting.dual_loss', interrupt)
+            patched.setattr('pyterrier_tasb.training.step.dual_loss', interrupt)
             with pytest.raises(KeyboardInterrupt):
                 yield
     return interrupted
@@ -756,7 +756,7 @@ def test_two_threads_that_train_take_turns_and_get_what_each_gets_alone(tiny_ber
         trained.append(threading.get_ident())
         time.sleep(.02)   # the other may come in between
         return dual_loss(*args, **kwargs)
-    monkeypatch.setattr('pyterrier_tasb.fitting.dual_loss', slowly)
+    monkeypatch.setattr('pyterrier_tasb.training.step.dual_loss', slowly)
 
     def fit(seed):
         tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(seed=seed))

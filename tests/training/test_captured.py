@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[1] / 'encoding'))
 from tiny_encoders import PACKABLE, encoder, ragged
 
 from pyterrier_tasb import Encoder, TasBalanced, Training, fitting
-from pyterrier_tasb.training import captured, checkpoints
+from pyterrier_tasb.training import captured, checkpoints, step
 from pyterrier_tasb.training.batches import TrainingBatch
 from pyterrier_tasb.training.dual import dual_loss
 
@@ -190,13 +190,14 @@ def test_too_little_memory_first_ends_the_captures(unable, tiny_distilbert_dir, 
 def test_too_little_memory_for_the_teacher_ends_the_captures(tiny_distilbert_dir, tmp_path, capsys):
     tasb = TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu')
     fit = fitting.Fit(tasb, tmp_path, resume=False)
-    assert not fit._save_memory(2, None) and fit.economies.plain_from > 6   # nothing that the student could give up
+    fit = fit.loss
+    assert not fit.save_memory(2, None) and fit.economies.plain_from > 6   # nothing that the student could give up
     fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
-    assert fit._save_memory(3, batch()) and fit.economies.plain_from == 3 and fit._captured is None
+    assert fit.save_memory(3, batch()) and fit.economies.plain_from == 3 and fit._captured is None
     fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
-    assert fit._save_memory(2, None) and fit.economies.plain_from == 1 and fit._captured is None
+    assert fit.save_memory(2, None) and fit.economies.plain_from == 1 and fit._captured is None
     assert 'going on without captured steps' in capsys.readouterr().err
-    assert not fit._save_memory(2, None)
+    assert not fit.save_memory(2, None)
 
 
 def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir, toy_results, toy_qrels, monkeypatch,
@@ -313,12 +314,12 @@ def test_a_fit_on_a_gpu_learns_what_the_plain_path_learns(fitted, monkeypatch):
 def test_on_a_gpu_a_bad_step_moves_no_weights(fitted, monkeypatch, capture):
     if not capture:
         monkeypatch.setattr(Encoder, 'captures', False)
-    plain = fitting.dual_loss
+    plain = step.dual_loss
 
     def nan(query, pos, neg, margin, teacher, **options):
         loss, parts = plain(query, pos, neg, margin, teacher, **options)
         return loss * torch.where(margin.sum().isfinite(), 1.0, float('nan')), parts
-    monkeypatch.setattr(fitting, 'dual_loss', nan)
+    monkeypatch.setattr(step, 'dual_loss', nan)
     batches = fitting.TrainingBatches.__getitem__
 
     def poisoned(self, step):
