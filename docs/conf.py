@@ -11,6 +11,7 @@ author = 'the pyterrier-tasb authors'
 version = release = pyterrier_tasb.__version__
 
 extensions = ['sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.mathjax', 'myst_parser', 'pyterrier_directives']
+default_role = 'code'   # what docstrings put between single backticks
 html_theme = 'furo'
 html_title = f'pyterrier-tasb {release}'
 myst_heading_anchors = 3
