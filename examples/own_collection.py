@@ -23,6 +23,7 @@ from ir_measures import RR, R, nDCG
 from pyterrier_tasb import LateInteraction, TasBalanced, TextStore, Training, minilm
 from pyterrier_tasb.baselines import bm25
 from pyterrier_tasb.collection import Collection, IrdsCollection
+from pyterrier_tasb.machine import hardware, versions
 
 MEASURES = [nDCG @ 10, RR @ 10, R @ 100, R @ 1000]
 MONOT5 = 'castorini/monot5-base-msmarco'
@@ -33,7 +34,7 @@ def arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument('--data', type=Path, help='directory in the layout above')
     source.add_argument('--irds', nargs='+', metavar='ID', help='ir_datasets: TRAIN TEST, TRAIN DEV TEST, or one')
-    parser.add_argument('--student', default=None, help='encoder to start from; default: the packaged MiniLM')
+    parser.add_argument('--student', default=None, help='encoder to start from, in place of the packaged MiniLM')
     parser.add_argument('--teacher', default='labels', help='labels: late interaction that is trained on the labels '
                         'first; hybrid: BM25 + the untrained student; monot5; or a checkpoint (ColBERT, encoder or T5)')
     parser.add_argument('--in-batch-teacher', default='auto', help='auto: the teacher if it is late interaction, else '
@@ -44,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--learning-rate', type=float, default=3e-5)
     parser.add_argument('--positive-bonus', type=float, default=2.0, help='for judged positives; 0 is the paper')
     parser.add_argument('--candidates', type=at_least_1, default=30, help='of each of the two miners')
-    parser.add_argument('--train-queries', type=at_least_1, help='a random sample of those judged; default: all')
+    parser.add_argument('--train-queries', type=at_least_1, help='a random sample of those judged, in place of all')
     parser.add_argument('--dev-queries', type=at_least_1, default=200, help='a random sample of those judged')
     parser.add_argument('--query-length', type=int, default=30, help='tokens of a query')
     parser.add_argument('--doc-length', type=int, default=200, help='tokens of a passage')
@@ -168,9 +169,12 @@ def main() -> None:
                           correction='holm', round=4, save_dir=str(runs), save_mode='overwrite')
     p_values = [f'{measure} p-value corrected' for measure in (MEASURES[0], MEASURES[-1])]
     shown = table[['name', *map(str, MEASURES), 'mrt', *p_values]]
-    print(shown.to_string(index=False))
-    (args.out / 'table.txt').write_text(shown.to_string(index=False) + '\n')
-    table.to_json(args.out / 'table.json', orient='records', indent=1)
+    lines = [shown.to_string(index=False),
+             f'{len(topics["test"]):,} test queries; p: paired t-test against {sparse.label}, Holm correction; '
+             f'seeds {args.seeds}; {hardware()}; {versions()}']
+    print('\n'.join(lines))
+    (args.out / 'table.txt').write_text('\n'.join(lines) + '\n')
+    table.to_json(args.out / 'table.json', orient='records', indent=1, double_precision=15)
     print(f'\nmodels, run files and table are in {args.out}; TasBalanced({str(args.out / f"model-{args.seeds[0]}")!r}) '
           'loads a model')
 
