@@ -67,7 +67,7 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
     Args:
         corpus: Dictionaries with docno (a string or a whole number) and text, a text store or a data set
             (anything with `get_corpus_iter`); streamed.
-        path: The index's directory; the engine's name is added to it.
+        path: The index's directory; the engine's name is added to it, and that of another tokeniser than 'english'.
         engine: 'terrier', 'pisa', or 'auto' for whichever is there.
         k1: None takes the engine's default (Terrier 1.2, PISA 0.9).
         b: None takes the engine's default (Terrier 0.75, PISA 0.4).
@@ -90,7 +90,7 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
         raise ValueError(f'tokeniser={tokeniser!r}: must be english, or utf with engine="terrier"')
     k1 = _PARAMETERS[engine][0] if k1 is None else k1
     b = _PARAMETERS[engine][1] if b is None else b
-    path = Path(f'{path}.{engine}').absolute()
+    path = Path(f'{path}.{engine}' if tokeniser == 'english' else f'{path}.{engine}-{tokeniser}').absolute()
     if engine == 'pisa':
         return Sparse(_pisa(corpus, path, k1, b, num_results, expansion), f'{name} (PISA, k1={k1:g}, b={b:g})')
     return Sparse(_terrier(corpus, path, k1, b, num_results, expansion, tokeniser),

@@ -50,7 +50,9 @@ def warn_of_untaught(student: pt.Transformer) -> None:
     frame = sys._getframe()
     while frame is not None and frame.f_code is not pt.Compose.fit.__code__:
         frame = frame.f_back
-    stages = () if frame is None else frame.f_locals['self']
+    stages = [] if frame is None else list(frame.f_locals['self'])
+    if not any(stage is student for stage in stages):   # what is fitted is a stage that fits it
+        return
     for stage in itertools.takewhile(lambda stage: stage is not student, stages):
         if isinstance(stage, pt.Estimator):
             warnings.warn(f'the scores that arrive are not those of {stage!r}: the fit of a pipeline trains each stage '

@@ -31,12 +31,17 @@ class _Texts:
         Raises:
             ValueError: `path` holds the texts of another collection, or of this one as it was.
         """
-        if not Path(path).exists():
-            with unless_made(Path(path)):
-                TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
-        claim(path, 'texts', {'collection': self.fingerprint}, 'collection.json')
-        self._store = TextStore(path)
+        is_there, name = Path(path).exists(), 'collection.json'
+        self._store = self._built(Path(path))
+        if not is_there or (self._store.path / name).exists():   # one that a user built says nothing of whose it is
+            claim(path, 'texts', {'collection': self.fingerprint}, name)
         return self._store
+
+    def _built(self, path: Path) -> TextStore:
+        if not path.exists():
+            with unless_made(path):
+                return TextStore.build(path, ((doc['docno'], doc['text']) for doc in self.get_corpus_iter()))
+        return TextStore(path)
 
     def text_loader(self, fields: str | list[str] = 'text', *, verbose: bool = False) -> TextLoader:
         """A transformer that adds the text by docno, from :meth:`text_store` or a temporary one.
@@ -49,7 +54,8 @@ class _Texts:
             raise ValueError(f'fields={fields!r}: {type(self).__name__} has the field text only')
         if self._store is None:
             folder = tempfile.TemporaryDirectory(prefix='tasb-texts-')
-            self.text_store(Path(folder.name) / 'texts').temporary = folder   # loaders may outlive this
+            self._store = self._built(Path(folder.name) / 'texts')
+            self._store.temporary = folder   # loaders may outlive this
         return TextLoader(self._store)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from .encoding.precision import device_of
 
 FOUND = {'docno': str, 'score': np.float32, 'rank': np.int64}   # of no results, too: floats do not merge with docnos
 
+_ONE_AT_A_TIME = threading.Lock()
 _ROWS = 65_536   # vectors converted at a time
 _QUERIES = 64   # at a time: their half-precision scores of 8.8M passages take 1.1 GB
 
@@ -72,7 +73,8 @@ class _Held:
     @classmethod
     def of(cls, index: pyterrier_dr.FlexIndex, device: torch.device) -> _Held:
         """Those of an index on a device."""
-        return cls.there.setdefault((id(index), device), cls(index, device))   # which keep their index, and so its id
+        with _ONE_AT_A_TIME:
+            return cls.there.setdefault((id(index), device), cls(index, device))   # which keep their index, so its id
 
     def __init__(self, index: pyterrier_dr.FlexIndex, device: torch.device) -> None:
         self.index, self.device, self.lock = index, device, threading.Lock()

@@ -5,7 +5,6 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyterrier_dr
 import torch
 
 from . import retrieval
-from ._files import DiskError, differences
+from ._files import differences
 from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
 from .checks import check_count
@@ -401,7 +400,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         if tokens is not None:
             self._check_tokens(tokens, corpus)
         elif isinstance(corpus, TextStore):
-            with suppress(DiskError):   # where its directory cannot be written: tokens are made as texts come
+            if os.access(corpus.path, os.W_OK):   # else tokens are made as texts come
                 tokens = self.tokenise_corpus(corpus)
 
         def tokenise(row: int, texts: list[str]) -> Tokens:

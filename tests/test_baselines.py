@@ -207,7 +207,7 @@ OTHER_SCRIPTS = [{'docno': f'd{i}', 'text': text} for i, text in enumerate(
 def test_terrier_reads_other_scripts_where_it_is_told(tmp_path):
     with pytest.warns(UserWarning, match='3 of 4 documents have no letter or digit that BM25 indexes'):
         english = bm25(OTHER_SCRIPTS, tmp_path / 'english', engine='terrier').retriever
-    every = bm25(OTHER_SCRIPTS, tmp_path / 'every', engine='terrier', tokeniser='utf').retriever
+    every = bm25(OTHER_SCRIPTS, tmp_path / 'english', engine='terrier', tokeniser='utf').retriever
     found = {query: [retriever.search(query)['docno'].tolist() for retriever in (english, every)]
              for query in ('Москва', 'Γεια', 'soil')}
     assert found == {'Москва': [[], ['d0']], 'Γεια': [[], ['d1']], 'soil': [['d3'], ['d3']]}

@@ -211,6 +211,12 @@ def test_a_text_store_of_another_collection_is_refused(tmp_path):
         Collection(tmp_path / 'collection').text_store(tmp_path / 'texts')
 
 
+def test_a_text_store_that_a_user_built_is_taken_as_it_is(tmp_path):
+    TextStore.build(tmp_path / 'texts', [('other', 'text')])
+    assert write(tmp_path / 'collection').text_store(tmp_path / 'texts').take([0]) == ['text']
+    assert not (tmp_path / 'texts' / 'collection.json').exists()
+
+
 @pytest.mark.parametrize('spoil', [
     lambda data: data[:len(data) // 2], lambda data: b'hello',
     lambda data: data[:30] + bytes([data[30] ^ 255]) + data[31:]], ids=['half', 'no gzip', 'a flipped byte'])

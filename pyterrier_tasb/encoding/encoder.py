@@ -236,7 +236,7 @@ class Encoder(torch.nn.Module):
 
         In groups of equal length where padding changes states, as convolutions over tokens let it.
         """
-        tokens = parity.probe(self.model.config, self.max_positions)
+        tokens = parity.probe(self.model, self.max_positions)
         if self.model.config._attn_implementation != attention.NAME:
             with parity.evaluating(self.model), torch.autocast(self.device.type, enabled=False):
                 by_itself = parity.same_states(lambda: self._padded(tokens), lambda: torch.cat([
@@ -274,7 +274,7 @@ class Encoder(torch.nn.Module):
         """
         if self.pooling != 'cls':
             return
-        first, *rest = parity.probe(self.model.config, self.max_positions).ids[-9:].tolist()
+        first, *rest = parity.probe(self.model, self.max_positions).ids[-9:].tolist()
         with parity.evaluating(self.model):
             one, other = self._padded(Tokens.from_lists([[first, *rest[:4]], [first, *rest[4:]]]))[[0, 5]]
         if torch.allclose(one, other, rtol=1e-6, atol=1e-6):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from .tokens import Tokens
 
@@ -28,12 +28,12 @@ def evaluating(module: torch.nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def probe(config: PretrainedConfig, most: int) -> Tokens:
+def probe(model: PreTrainedModel, most: int) -> Tokens:
     """A few random texts of various lengths, of at most `most` tokens; one is longer than a local attention's reach."""
-    reach = getattr(config, 'sliding_window', None)
+    reach = getattr(model.config, 'sliding_window', None)
     lengths = sorted(min(length, most) for length in (*_LENGTHS, *([reach + 9] if reach else [])))
-    rng, padding = np.random.Generator(np.random.Philox(key=[0, 0])), config.pad_token_id or 0
-    words = np.setdiff1d(np.arange(config.vocab_size), [padding])
+    rng, padding = np.random.Generator(np.random.Philox(key=[0, 0])), getattr(model.config, 'pad_token_id', None) or 0
+    words = np.setdiff1d(np.arange(model.get_input_embeddings().weight.shape[0]), [padding])
     texts = [rng.choice(words, length).tolist() for length in lengths]
     texts[-1][1] = padding   # a text may say it, and it counts for positions
     return Tokens.from_lists(texts)
@@ -47,6 +47,8 @@ def difference(packed: States, padded: States) -> float:
     """The largest difference of states as a share of the largest state; infinite where one cannot be computed."""
     try:
         ours, theirs = packed().float(), padded().float()
+    except torch.OutOfMemoryError:   # says nothing of the model
+        raise
     except Exception:   # a kernel may find that a compiler, a driver or a library is too old in many ways
         return float('inf')
     found = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6)).item()

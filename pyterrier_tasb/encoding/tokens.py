@@ -89,8 +89,9 @@ def gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> Tokens:
     return Tokens(np.asarray(ids[at], dtype=np.int64), taken)
 
 
-# of what a slow tokenizer was made with: where it lay, which says nothing of what it does
-_PLACES = ('name_or_path', 'vocab_file', 'merges_file', 'tokenizer_file', 'special_tokens_map_file')
+# what slow tokenizers are told apart by: cases, accents, scripts, punctuation, numbers, white space
+_SAMPLES = ('The quick Brown fox JUMPS', 'Ünïcödé naïve façade', '日本語の文章 東京', 'Москва Αθήνα',
+            '[MASK] <pad> </s>', "don't; well-known, e.g. 3.14!", '  two\tspaces\n1234567890', 'internationalisation', 'ﬁ ½ ①')
 _ENGINES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
@@ -167,7 +168,10 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> None:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of what the tokenizer makes of a text: equal for equal tokenizers, wherever they were loaded from."""
     if not tokenizer.is_fast:
-        options = {name: value for name, value in tokenizer.init_kwargs.items() if name not in _PLACES}
-        return fingerprint(type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map, options,
-                           tokenizer.truncation_side)
+        # its options are no help: they say as well how it was loaded
+        vocabulary = tokenizer.get_vocab()
+        own = ' '.join(list(vocabulary)[::max(1, len(vocabulary) // 100)])
+        made = [tokenizer(text)['input_ids'] for text in (*_SAMPLES, own, own.swapcase())]
+        return fingerprint(type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map, tokenizer.truncation_side,
+                           made)
     return fingerprint(_plain_engine(tokenizer).to_str(), tokenizer.truncation_side)

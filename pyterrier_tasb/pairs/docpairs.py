@@ -20,6 +20,7 @@ from .results import IDS, from_frames
 from .store import ScoredPairs
 
 _CHUNK = 4096   # pairs scored at a time
+_MADE = 'docpairs.json'   # in pairs that were made of chunks
 _SCORED_AGAIN = 8   # pairs, when an interrupted call is gone on with: two teachers of one name need not be one
 
 
@@ -45,13 +46,19 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
             check_new(path, 'ScoredPairs')
         frames = _frames(docpairs)
         return from_frames((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
-    path = Path(path)
+    path, ours = Path(path), {'teacher': name_of(teacher), 'chunk': _CHUNK}
     folder = path.with_name(path.name + '.chunks')
-    if not folder.exists():
+    whole = folder.exists() and (path / _MADE).exists()   # where a call was killed at its end
+    if not whole:
         check_new(path, 'ScoredPairs')
-    with chunks(folder, {'teacher': name_of(teacher), 'chunk': _CHUNK}):
-        try:   # the pairs are there where the call was killed at its end
-            pairs = ScoredPairs(path) if path.exists() else from_frames(_kept(_frames(docpairs), teacher, folder), path)
+    with chunks(folder, ours):
+        try:
+            frames = _kept(_frames(docpairs), teacher, folder)
+            if whole:
+                next(frames)   # which compares
+                pairs = ScoredPairs(path)
+            else:
+                pairs = from_frames(frames, path, run=ours, run_name=_MADE)
         except BaseException:
             if not any(folder.glob('*.npz')):
                 discard(folder, path)

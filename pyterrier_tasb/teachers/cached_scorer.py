@@ -116,7 +116,7 @@ class FiniteScores(pt.Transformer):
         """What the scorer makes of `inp`."""
         pt.validate.result_frame(inp, extra_columns=['query'], context=self)
         results = self.scorer(inp)
-        pt.validate.columns(results, includes=['score'], context=self.scorer)
+        pt.validate.result_frame(results, extra_columns=['score'], context=self.scorer)
         results = results.astype({'qid': str, 'docno': str})
         bad = results[~np.isfinite(results['score'].astype(float))]
         if len(bad):

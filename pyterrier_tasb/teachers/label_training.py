@@ -39,8 +39,8 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     begun = begun_with(teacher._unfinished if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
     weights, lengths = begun[2], [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
-    validate, of_validation = _validation(teacher, validation, validation_qrels, negatives, corpus)
     with main_process_first(teacher.device):
+        validate, of_validation = _validation(teacher, validation, validation_qrels, negatives, corpus)
         examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus,
                            text_field=teacher.text_field, scores_needed=False,
                            max_pairs_per_query=training.max_pairs_per_query, seed=training.seed, context=teacher,

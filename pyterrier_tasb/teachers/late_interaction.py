@@ -120,7 +120,7 @@ class LateInteraction(pt.Estimator):
             raise ValueError(f'mask_tokens={masks!r}: must be a whole number of at least 0')
         if masks and encoder.tokenizer.mask_token_id is None:
             raise ValueError(f'mask_tokens={masks}: the tokenizer of {self.model_name} has no [MASK]')
-        if self.query_max_length + masks > encoder.max_positions:
+        if masks and self.query_max_length + masks > encoder.max_positions:
             raise ValueError(f'query_max_length={self.query_max_length} and mask_tokens={masks} are more than the '
                              f'{encoder.max_positions} positions of the model')
 

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, BertJapaneseTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertJapaneseTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from pyterrier_tasb import TextStore
 from pyterrier_tasb.encoding import Tokens, TokenStore, token_store, tokenise
@@ -223,3 +223,10 @@ def test_slow_tokenizers_differ_by_their_options(tmp_path):
     one, other, again = (BertJapaneseTokenizer(str(tmp_path / 'vocab.txt'), word_tokenizer_type='basic',
                                                do_lower_case=lower) for lower in (True, False, True))
     assert tokenizer_fingerprint(one) == tokenizer_fingerprint(again) != tokenizer_fingerprint(other)
+
+
+def test_a_slow_tokenizer_is_the_same_however_it_was_loaded(tmp_path):
+    made = ByT5Tokenizer()
+    made.save_pretrained(tmp_path / 'tokenizer')
+    loaded = [AutoTokenizer.from_pretrained(tmp_path / 'tokenizer', local_files_only=local) for local in (True, False)]
+    assert len({tokenizer_fingerprint(tokenizer) for tokenizer in (made, *loaded)}) == 1

@@ -195,7 +195,14 @@ def test_a_call_that_was_killed_at_its_very_end_is_completed(interrupted, monkey
         ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Stops())
     scorer = Stops()
     assert len(ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=scorer)) == len(MANY)
-    assert not scorer.calls and [path.name for path in interrupted.parent.iterdir()] == ['pairs']
+    assert scorer.calls == 1 and [path.name for path in interrupted.parent.iterdir()] == ['pairs']   # which compares
+
+
+def test_pairs_of_something_else_are_not_taken_for_those_of_a_killed_call(interrupted):
+    ScoredPairs.from_docpairs(map(DocPair._make, IDS), interrupted)
+    with pytest.raises(ValueError, match='pairs exists: ScoredPairs'):
+        ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Stops())
+    assert interrupted.with_name('pairs.chunks').exists()
 
 
 @pytest.mark.parametrize('wrong', [None, float('nan'), 1.0])

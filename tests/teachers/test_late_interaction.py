@@ -553,3 +553,23 @@ def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(tiny_bert_dir,
     save_file(weights, path / 'model.safetensors', metadata={'format': 'pt'})
     with pytest.raises(ValueError, match='cannot be used: 1 of its tensors are NaN'):
         LateInteraction(path)
+
+
+def test_a_length_that_is_set_later_is_cut_as_well(teacher):
+    with pytest.warns(UserWarning, match='query_max_length=900 is more than the 512 positions'):
+        teacher.query_max_length = 900
+        teacher.score_matrix(['rose'], ['rose'])
+    assert teacher.query_max_length == 512
+
+
+def test_an_estimator_that_fits_the_student_is_no_stage_before_it(tiny_bert_dir, toy_results, toy_topics, toy_qrels,
+                                                                  recwarn):
+    class Wraps(pt.Estimator):
+        def transform(self, inp):
+            return inp
+
+        def fit(self, results, qrels, *validation):
+            TasBalanced(tiny_bert_dir, training=Training(steps=2, batch_size=8)).fit(results, qrels)
+    candidates = pt.apply.generic(lambda topics: toy_results[toy_results['qid'].isin(topics['qid'])].copy())
+    (candidates >> Wraps()).fit(toy_topics, toy_qrels)
+    assert not [warning for warning in recwarn if 'pairwise_teacher=' in str(warning.message)]
