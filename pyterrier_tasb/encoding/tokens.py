@@ -91,7 +91,7 @@ def gather(ids: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> Tokens:
 
 # what slow tokenizers are told apart by: cases, accents, scripts, punctuation, numbers, white space
 _SAMPLES = ('The quick Brown fox JUMPS', 'Ünïcödé naïve façade', '日本語の文章 東京', 'Москва Αθήνα',
-            '[MASK] <pad> </s>', "don't; well-known, e.g. 3.14!", '  two\tspaces\n1234567890', 'internationalisation', 'ﬁ ½ ①')
+            '[MASK] <pad> </s>', "don't; well-known, e.g. 3.14!", '  two\tspaces\n1234567890', 'ﬁ ½ ①')
 _ENGINES: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _CHECKED: weakref.WeakSet = weakref.WeakSet()
 
@@ -170,8 +170,8 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.is_fast:
         # its options are no help: they say as well how it was loaded
         vocabulary = tokenizer.get_vocab()
-        own = ' '.join(list(vocabulary)[::max(1, len(vocabulary) // 100)])
+        own = ' '.join(sorted(vocabulary)[::max(1, len(vocabulary) // 100)])
         made = [tokenizer(text)['input_ids'] for text in (*_SAMPLES, own, own.swapcase())]
-        return fingerprint(type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map, tokenizer.truncation_side,
-                           made)
+        return fingerprint(type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map,
+                           tokenizer.truncation_side, made)
     return fingerprint(_plain_engine(tokenizer).to_str(), tokenizer.truncation_side)
