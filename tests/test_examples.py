@@ -76,9 +76,9 @@ def test_experiment_trains_rows_side_by_side_and_keeps_what_is_done(tmp_path, mi
              '--batch-size', 4, '--layers', 1, '--seeds', 2, '--rows', 'none, random', 'both, TAS-Balanced']
     out = _run('experiment.py', *small, cwd=tmp_path)
     assert '4 of 4 students to train' in out
-    text = (tmp_path / 'docs' / 'results' / 'experiment.md').read_text()
+    text = (tmp_path / 'runs' / 'experiment' / 'report' / 'experiment.md').read_text()
     assert 'both, TAS-Balanced' in text and '±' in text and 'none, random' in text
-    assert len(pd.read_csv(tmp_path / 'docs' / 'results' / 'experiment.csv')) == 4
+    assert len(pd.read_csv(tmp_path / 'runs' / 'experiment' / 'report' / 'experiment.csv')) == 4
     assert '0 of 4 students to train' in _run('experiment.py', *small, cwd=tmp_path)
 
 
