@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import pyterrier as pt
 import pytest
+from hypothesis import settings
 
+settings.register_profile('untimed', deadline=None)   # a busy machine is no failure
+settings.load_profile('untimed')
 pt.documentation._cached_objects_inv = {}  # schematics look their links up on the network otherwise
 
 TOPICS = {

@@ -141,7 +141,7 @@ def test_an_absent_split_is_empty_with_its_columns(tmp_path, split):
     assert qrels['label'].dtype == int
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(ids=st.sets(st.text('abcXYZ0189-_ü', min_size=1, max_size=8), min_size=2, max_size=60), data=st.data())
 def test_without_a_dev_split_the_held_out_queries_never_move(tmp_path_factory, ids, data):
     ids = sorted(ids)

@@ -21,7 +21,7 @@ from pyterrier_tasb.encoding.gradcache import cached_forward
 from pyterrier_tasb.teachers import CachedScorer
 from pyterrier_tasb.teachers.vectors import TokenVectors
 
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=12)
 WORDS = st.lists(st.sampled_from(['rose', 'star', 'oven', 'the', 'soil', '漢字', 'zz\n', '']), max_size=9).map(' '.join)
 

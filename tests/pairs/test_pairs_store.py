@@ -21,7 +21,7 @@ def build(path, pairs=((1, 0, 1, 2.5), (0, 2, 1, -1.0), (1, 2, 0, .5), (0, 2, 0,
     return ScoredPairs.from_arrays(path, ['q-ä', '7'], ['d0', 'd 1', ''], query, pos, neg, margin)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(triples)
 def test_pairs_are_kept_by_query_margins_ascending(given_rows):
     given_rows = [*given_rows, *((q, 0, 1, 0.0) for q in range(5))]

@@ -100,7 +100,7 @@ lines_of = st.lists(st.tuples(*[st.floats(-1000, 1000, width=32)] * 2, *[st.inte
                     min_size=1, max_size=40)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lines_of, st.integers(1, 300), st.integers(1, 3))
 def test_pairs_equal_those_of_arrays(tmp_path_factory, lines, block, n_threads):
     folder = tmp_path_factory.mktemp('teacher')

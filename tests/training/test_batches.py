@@ -112,7 +112,7 @@ def test_without_an_in_batch_teacher_there_are_no_scores(plan, pairs):
     assert batches(plan, pairs)[0].in_batch is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 9999), n_queries=st.integers(1, 5), n_docs=st.integers(1, 6))
 def test_judged_positives_are_those_of_the_pairs(seed, n_queries, n_docs):
     rng = np.random.default_rng(seed)

@@ -33,7 +33,7 @@ def test_the_worked_example():
     assert neg.grad.tolist() == [[1, .375], [1.125, .5]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=st.integers(2, 5), seed=st.integers(0, 9999), weight=st.floats(.1, 4), in_batch_weight=st.floats(.1, 4))
 def test_the_dual_loss_equals_the_papers_equations(size, seed, weight, in_batch_weight):
     query, pos, neg, margin, teacher = vectors(size, seed=seed)

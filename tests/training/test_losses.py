@@ -81,7 +81,7 @@ def test_every_loss_has_an_oracle():
 
 
 @pytest.mark.parametrize('loss', ORACLES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_a_loss_equals_its_formula(loss, problem):
     student, teacher, anchor, mask = problem
@@ -92,7 +92,7 @@ def test_a_loss_equals_its_formula(loss, problem):
 
 
 @pytest.mark.parametrize('loss', ORACLES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_what_the_mask_leaves_out_is_never_read(loss, problem):
     student, teacher, anchor, mask = problem
@@ -108,7 +108,7 @@ def test_what_the_mask_leaves_out_is_never_read(loss, problem):
 
 
 @pytest.mark.parametrize('loss', ORACLES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems(), shift=st.floats(-50, 50))
 def test_a_constant_on_a_row_changes_nothing(loss, problem, shift):
     student, teacher, anchor, mask = problem
@@ -119,7 +119,7 @@ def test_a_constant_on_a_row_changes_nothing(loss, problem, shift):
 
 
 @pytest.mark.parametrize('loss', ORACLES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problem=problems(), seed=st.integers(0, 999))
 def test_the_order_of_columns_does_not_matter(loss, problem, seed):
     student, teacher, anchor, mask = problem
