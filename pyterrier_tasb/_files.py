@@ -378,9 +378,9 @@ def _disk_errno(error: Exception, place: Path) -> int | None:
             _nearest(Path(error.filename)).stat().st_dev != there.stat().st_dev)
         return error.errno if error.errno in _REMEDIES and not elsewhere else None
     found = next((number for words, number in _OF_LIBRARIES.items() if words in str(error)), None)
-    is_so = {errno.ENOSPC: lambda: shutil.disk_usage(there).free < _NOTHING,
-             errno.EROFS: lambda: not os.access(there, os.W_OK), None: lambda: False}
-    return found if is_so[found]() else None
+    if found == errno.ENOSPC:
+        return found if shutil.disk_usage(there).free < _NOTHING else None
+    return found if not os.access(there, os.W_OK) else None
 
 
 def _nearest(place: Path) -> Path:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from ._interrupts import take_ctrl_c
 from ._locks import LOCK, locked
 from .checks import check_texts
 from .documents import Corpus, checked, utf8
-from .retrieval import WithoutDocid
+from .retrieval import WithoutDocid, WithoutSettings
 
 _PARAMETERS = {'terrier': (1.2, 0.75), 'pisa': (0.9, 0.4)}   # k1 and b, each engine's own defaults
 _EXPANDED_AT_A_TIME = 1000   # documents
@@ -146,51 +147,38 @@ def _readable(docs: Iterator[dict], tokeniser: str) -> Iterator[dict]:
     Raises:
         ValueError: None of all has one, or of the first 100,000.
     """
-    n, without, waiting = 0, 0, []
+    def has_term(doc: dict) -> bool:
+        return bool(_LETTERS[tokeniser].search(doc['text']))
+    remedy, waiting = 'give engine="terrier", tokeniser="utf" for other scripts', []
+    for doc in islice(docs, _WITHOUT_TERMS):
+        waiting.append(doc)
+        if has_term(doc):
+            break
+    else:
+        if waiting:
+            raise ValueError(f'none of {len(waiting):,} documents has a letter or a digit that BM25 would index (the '
+                             f'first is {waiting[0]["docno"]!r}): {remedy}')
+    n, without = len(waiting), len(waiting) - 1
+    yield from waiting
+    del waiting
     for doc in docs:
-        n, has_term = n + 1, _LETTERS[tokeniser].search(doc['text'])
-        without += not has_term
-        if waiting is not None:
-            waiting.append(doc)
-            if not has_term and n < _WITHOUT_TERMS:
-                continue
-            if not has_term:
-                break
-            yield from waiting
-            waiting = None
-            continue
+        n, without = n + 1, without + (not has_term(doc))
         yield doc
-    remedy = 'give engine="terrier", tokeniser="utf" for other scripts'
-    if waiting:
-        raise ValueError(f'none of {n:,} documents has a letter or a digit that BM25 would index (the first is '
-                         f'{waiting[0]["docno"]!r}): {remedy}')
     if without > _MANY * n:
         warnings.warn(f'{without:,} of {n:,} documents have no letter or digit that BM25 indexes and cannot be found: '
                       f'{remedy}', stacklevel=2)
 
 
-class CheckedQueries(pt.Transformer):
+class CheckedQueries(WithoutSettings):
     """Queries that are text, in what the engines can read: they end the process, or fail without a word of which."""
 
     schematic = {'label': 'check queries'}
-
-    def __init__(self) -> None:
-        super().__init__()
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Queries without zero bytes and half surrogate pairs."""
         pt.validate.query_frame(inp, extra_columns=['query'], context=self)
         check_texts(inp, 'query', context=self)
         return inp.assign(query=inp['query'].astype(object).map(lambda query: utf8(query).replace('\0', ' ')))
-
-    def __repr__(self) -> str:
-        return 'CheckedQueries()'
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CheckedQueries)
-
-    def __hash__(self) -> int:
-        return hash(CheckedQueries)
 
 
 def _build(path: Path, docs: Iterator[dict], expansion: pt.Transformer | None,

@@ -1,4 +1,4 @@
-"""What a training frame must be, checked at the door: every error names what was seen and what to do."""
+"""What frames and settings must be, checked at the door: every error names what was seen and what to do."""
 from __future__ import annotations
 
 import itertools
@@ -60,14 +60,14 @@ def warn_of_untaught(student: pt.Transformer) -> None:
                           'give it as pairwise_teacher=', stacklevel=5)
 
 
-def check_count(name: str, value: Any) -> None:
-    """A whole number of at least 1.
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """A whole number of at least `least`.
 
     Raises:
         ValueError: It is none.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f'{name}={value!r}: must be a whole number of at least 1')
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f'{name}={value!r}: must be a whole number of at least {least}')
 
 
 def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:

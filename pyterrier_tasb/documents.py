@@ -73,7 +73,7 @@ def _checked(doc: Any, number: int, text_field: str) -> dict[str, str]:
                          f'{text_field!r} (of a DataFrame: frame.to_dict("records"))')
     if 'docno' not in doc:
         raise ValueError(f'document number {number} has no docno: it has {sorted(map(str, doc))}')
-    docno, text = docno_of(doc['docno'], number), doc.get(text_field)
+    docno, text = _docno(doc['docno'], number), doc.get(text_field)
     if not isinstance(text, str):
         seen = f'is of type {type(text).__name__}' if text_field in doc else f'has {sorted(map(str, doc))}'
         raise ValueError(f'document {docno!r} (number {number}) has no {text_field!r} that is a string: it {seen}')
@@ -85,12 +85,7 @@ def utf8(text: str) -> str:
     return text if text.isascii() else text.encode('utf-8', 'replace').decode('utf-8')
 
 
-def docno_of(docno: Any, number: int) -> str:
-    """The id of a document as a string that can be kept.
-
-    Raises:
-        ValueError: It cannot; the message has the document's number.
-    """
+def _docno(docno: Any, number: int) -> str:
     if isinstance(docno, bool) or not isinstance(docno, (str, numbers.Integral)):
         raise ValueError(f'the docno of document number {number} is {docno!r}: give a string or a whole number')
     docno = str(docno)

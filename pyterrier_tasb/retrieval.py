@@ -24,16 +24,29 @@ if TYPE_CHECKING:
     from .tasbalanced import TasBalanced
 
 
-class WithoutDocid(pt.Transformer):
+class WithoutSettings(pt.Transformer):
+    """A stage that has none, and so equals every other of its kind."""
+
+    def __init__(self) -> None:
+        super().__init__()   # takes nothing: object's takes anything, which pt.inspect cannot name
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
+
+
+class WithoutDocid(WithoutSettings):
     """Drops the index's own `docid`, which text loaders of other indexes would take for theirs.
 
     Where a query has one result, pyterrier_dr gives arrays of one; values come out of them.
     """
 
     schematic = {'label': 'drop docid'}
-
-    def __init__(self) -> None:
-        super().__init__()   # one that takes nothing: object's takes anything, which pt.inspect cannot name
 
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results without `docid` and `query_vec`."""
@@ -49,15 +62,6 @@ class WithoutDocid(pt.Transformer):
     def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
         """Cut before dropping: the retriever before us can then search for k only."""
         return pt.RankCutoff(k) >> self
-
-    def __repr__(self) -> str:
-        return 'WithoutDocid()'
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, WithoutDocid)
-
-    def __hash__(self) -> int:
-        return hash(WithoutDocid)
 
 
 def build_retriever(query_encoder: pt.Transformer, index: pyterrier_dr.FlexIndex | str | os.PathLike, *,

@@ -400,7 +400,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         if tokens is not None:
             self._check_tokens(tokens, corpus)
         elif isinstance(corpus, TextStore):
-            if os.access(corpus.path, os.W_OK):   # else tokens are made as texts come
+            if TokenStore.can_lie_with(corpus, self.tokenizer, self.doc_max_length):   # else made as texts come
                 tokens = self.tokenise_corpus(corpus)
 
         def tokenise(row: int, texts: list[str]) -> Tokens:

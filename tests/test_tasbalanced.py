@@ -958,3 +958,14 @@ def test_a_teachers_whole_numbers_are_ids(tiny_bert_dir, toy_results, toy_qrels)
         docno=found['docno'].astype(int), score=found['docno'].astype(int) % 7))
     training = FAST.replace(steps=1, sampling='tas')
     assert TasBalanced(tiny_bert_dir, pairwise_teacher=teacher, training=training).fit(results, qrels).record['pairs']
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_tokens_of_a_read_only_store_are_read_or_made_as_texts_come(tasb, toy_corpus, tmp_path, monkeypatch, there):
+    texts = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    if there:
+        tasb.tokenise_corpus(texts)
+        monkeypatch.setattr(encoder, 'tokenise', lambda *args: pytest.fail('tokenised again'))
+    monkeypatch.setattr(token_store.os, 'access', lambda path, mode: False)
+    index = tasb.index(texts, tmp_path / 'index.flex')
+    assert len(index) == len(toy_corpus) and any((tmp_path / 'texts').glob('tokens-*')) == there

@@ -44,6 +44,11 @@ def first_position(config: PretrainedConfig) -> int:
     return config.pad_token_id + 1 if behind_padding else 0
 
 
+def position_embeddings(model: PreTrainedModel) -> torch.nn.Module | None:
+    """The table of positions; None where a model has none."""
+    return next((module for name, module in model.named_modules() if name.endswith('position_embeddings')), None)
+
+
 def give_firsts(model: PreTrainedModel) -> bool:
     """Have a model's last layer understand `first_only=True`; False where its architecture is none for that."""
     stack = next((module for module in model.modules() if isinstance(module, torch.nn.ModuleList)), None)

@@ -20,7 +20,7 @@ from .._files import fingerprint
 from . import attention, dropout, parity
 from .batching import by_budget, equal, near_equal
 from .kernels import KERNELS, Packing, Room
-from .precision import autocast, autocast_dtype, warn_of_emulation
+from .precision import autocast, autocast_dtype, in_own_precision, warn_of_emulation
 from .tokens import Tokens, tokenise, tokenizer_fingerprint
 from .transfer import moved
 
@@ -172,9 +172,8 @@ class Encoder(torch.nn.Module):
         most = getattr(self.model.config, 'max_position_embeddings', 0)
         if most < 1:   # XLNet's -1, too, is no limit
             return 10**9
-        behind = (getattr(module, 'padding_idx', None) for name, module in self.model.named_modules()
-                  if name.endswith('position_embeddings'))
-        return most - max(self.first_position, *(0 if padding is None else padding + 1 for padding in behind), 0)
+        padding = getattr(attention.position_embeddings(self.model), 'padding_idx', None)
+        return most - max(self.first_position, 0 if padding is None else padding + 1)
 
     @property
     def tokenizer_fingerprint(self) -> str:
@@ -238,7 +237,7 @@ class Encoder(torch.nn.Module):
         """
         tokens = parity.probe(self.model, self.max_positions)
         if self.model.config._attn_implementation != attention.NAME:
-            with parity.evaluating(self.model), torch.autocast(self.device.type, enabled=False):
+            with parity.evaluating(self.model), in_own_precision(self.device):
                 by_itself = parity.same_states(lambda: self._padded(tokens), lambda: torch.cat([
                     self._padded(tokens.take(row)) for row in np.arange(len(tokens))[:, None]]))
             return _Choice('sorted' if by_itself else 'equal')

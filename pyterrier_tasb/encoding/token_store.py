@@ -31,6 +31,11 @@ class Texts(Protocol):
     def take(self, rows: np.ndarray) -> list[str]: ...  # noqa: D102
 
 
+def _beside(texts: TextStore, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
+    """Where a text store's tokens lie."""
+    return texts.path / f'tokens-{fingerprint(tokenizer_fingerprint(tokenizer), max_length)[:8]}'
+
+
 class TokenStore(OnDisk):
     """Tokens by row, memory-mapped.
 
@@ -101,16 +106,20 @@ class TokenStore(OnDisk):
         if isinstance(texts, TextRows):
             whole = cls.of(texts.store, tokenizer, max_length, elsewhere=elsewhere, n_jobs=n_jobs)
             return TokenRows(whole, texts.rows)
-        name = f'tokens-{fingerprint(tokenizer_fingerprint(tokenizer), max_length)[:8]}'
-        path = texts.path / name
-        if elsewhere is not None and not path.exists() and not os.access(texts.path, os.W_OK):
-            path = elsewhere / f'{texts.fingerprint}-{name}'
+        path = _beside(texts, tokenizer, max_length)
+        if elsewhere is not None and not cls.can_lie_with(texts, tokenizer, max_length):
+            path = elsewhere / f'{texts.fingerprint}-{path.name}'
         elif not texts.path.exists():
             raise ValueError(f'{texts!r} is gone from the disk, so its tokens cannot lie with it: open a store that is '
                              'there, or TokenStore.build(path, …) elsewhere')
         tokens = cls.build(path, texts, tokenizer, max_length, n_jobs=n_jobs)
         tokens.temporary = texts.temporary
         return tokens
+
+    @staticmethod
+    def can_lie_with(texts: TextStore, tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+        """Whether a text store's tokens are in its directory, or can be made there."""
+        return _beside(texts, tokenizer, max_length).exists() or os.access(texts.path, os.W_OK)
 
     @staticmethod
     def key_of(texts: Texts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Any]:

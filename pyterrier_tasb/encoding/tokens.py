@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._files import fingerprint
+from ..documents import utf8
 
 if TYPE_CHECKING:
     import tokenizers
@@ -145,7 +146,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) 
     try:
         return [encoding.ids for encoding in engine.encode_batch_fast(texts)]
     except (TypeError, UnicodeEncodeError):   # half of a surrogate pair, which utf-8 cannot write
-        texts = [text.encode('utf-8', 'replace').decode('utf-8') for text in texts]
+        texts = [utf8(text) for text in texts]
         return [encoding.ids for encoding in engine.encode_batch_fast(texts)]
 
 

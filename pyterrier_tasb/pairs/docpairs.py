@@ -13,14 +13,13 @@ import pandas as pd
 import pyterrier as pt
 from more_itertools import chunked
 
-from .._files import check_new, discard
+from .._files import check_new, claim, discard
 from ..checks import check_distinct, check_same, check_scores, first, name_of
 from .pipeline import chunks, read_chunk, write_chunk
 from .results import IDS, from_frames
 from .store import ScoredPairs
 
 _CHUNK = 4096   # pairs scored at a time
-_MADE = 'docpairs.json'   # in pairs that were made of chunks
 _SCORED_AGAIN = 8   # pairs, when an interrupted call is gone on with: two teachers of one name need not be one
 
 
@@ -48,8 +47,10 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
         return from_frames((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
     path, ours = Path(path), {'teacher': name_of(teacher), 'chunk': _CHUNK}
     folder = path.with_name(path.name + '.chunks')
-    whole = folder.exists() and (path / _MADE).exists()   # where a call was killed at its end
-    if not whole:
+    whole = folder.exists() and (path / 'run.json').exists()   # where a call was killed at its end
+    if whole:
+        claim(path, 'pairs', ours)
+    else:
         check_new(path, 'ScoredPairs')
     with chunks(folder, ours):
         try:
@@ -58,7 +59,7 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
                 next(frames)   # which compares
                 pairs = ScoredPairs(path)
             else:
-                pairs = from_frames(frames, path, run=ours, run_name=_MADE)
+                pairs = from_frames(frames, path, run=ours)
         except BaseException:
             if not any(folder.glob('*.npz')):
                 discard(folder, path)

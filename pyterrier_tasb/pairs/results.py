@@ -106,9 +106,9 @@ def _check_whole(results: pd.DataFrame, qrels: pd.DataFrame) -> None:
                          'sliding >> scorer >> max_passage as pairwise_teacher=')
 
 
-def from_frames(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None, run: dict[str, Any] | None = None,
-                run_name: str = 'run.json') -> ScoredPairs:
-    """Pairs given by ids, qid, pos, neg and margin, some at a time; `run` says in a file what they were made of.
+def from_frames(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None,
+                run: dict[str, Any] | None = None) -> ScoredPairs:
+    """Pairs given by ids, qid, pos, neg and margin, some at a time; `run` says what they were made of.
 
     A pair costs 16 bytes until all are there, and every id its string once.
     """
@@ -126,7 +126,7 @@ def from_frames(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None, 
     del parts
     query_rank, doc_rank = _ranks(queries), _ranks(docs)
     return ScoredPairs.from_arrays(path, sorted(queries), sorted(docs), query_rank[rows['qid']], doc_rank[rows['pos']],
-                                   doc_rank[rows['neg']], rows['margin'], run=run, run_name=run_name)
+                                   doc_rank[rows['neg']], rows['margin'], run=run)
 
 
 def _ranks(numbers: dict[str, int]) -> np.ndarray:

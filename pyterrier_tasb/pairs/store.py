@@ -78,7 +78,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
     @classmethod
     def from_arrays(cls, path: str | os.PathLike | None, qids: Sequence[str], docnos: Sequence[str],
                     query: np.ndarray, pos: np.ndarray, neg: np.ndarray, margin: np.ndarray,
-                    run: dict[str, Any] | None = None, run_name: str = 'run.json') -> ScoredPairs:
+                    run: dict[str, Any] | None = None) -> ScoredPairs:
         """Sort and write pairs given by rows.
 
         Args:
@@ -90,7 +90,6 @@ class ScoredPairs(OnDisk, pt.Artifact):
             neg: int[N], document rows.
             margin: float[N], t⁺ − t⁻.
             run: JSON values that say what the pairs were made of, kept beside them.
-            run_name: In this file.
 
         Raises:
             ValueError: `path` exists, arrays are not equally long, a row is that of no id, an id comes twice, a margin
@@ -112,7 +111,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
         with atomic_dir(path) as part:
             write_arrays(part, qids, docnos, arrays)
             if run is not None:
-                write_json(part / run_name, run)
+                write_json(part / 'run.json', run)
             write_meta(part)
         return cls(path)
 

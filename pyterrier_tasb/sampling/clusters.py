@@ -1,7 +1,6 @@
 """Topics: k-means over the vectors of the training queries, once before training."""
 from __future__ import annotations
 
-import numbers
 import os
 import re
 import warnings
@@ -13,6 +12,7 @@ import numpy as np
 import pyterrier as pt
 
 from .._files import atomic_dir, atomic_file, check_new, fingerprint, read_json, write_json
+from ..checks import check_count
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
 _DRAWS_PER_CLUSTER = 10
@@ -148,8 +148,7 @@ class QueryClusters(pt.Artifact):
             raise ValueError(f'k={k} clusters of {n_queries} queries: must be between 1 and the number of queries')
         if iterations is None:
             iterations = 10 if spherical else 25
-        if isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral) or iterations < 1:
-            raise ValueError(f'iterations={iterations!r}: must be a whole number of at least 1')
+        check_count('iterations', iterations)
         vectors, bad = np.ascontiguousarray(vectors, dtype=np.float32), []
         for start in range(0, n_queries, _ROWS):
             some = vectors[start:start + _ROWS]

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import os
 import threading
 from collections import OrderedDict
@@ -18,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint
 from .._locks import work_directory
-from ..checks import check_texts
+from ..checks import check_count, check_texts
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of, in_own_precision
@@ -116,8 +115,7 @@ class LateInteraction(pt.Estimator):
 
     def _check_masks(self, encoder: Encoder) -> None:
         masks = self.mask_tokens
-        if isinstance(masks, bool) or not isinstance(masks, numbers.Integral) or masks < 0:
-            raise ValueError(f'mask_tokens={masks!r}: must be a whole number of at least 0')
+        check_count('mask_tokens', masks, least=0)
         if masks and encoder.tokenizer.mask_token_id is None:
             raise ValueError(f'mask_tokens={masks}: the tokenizer of {self.model_name} has no [MASK]')
         if masks and self.query_max_length + masks > encoder.max_positions:

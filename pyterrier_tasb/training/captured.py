@@ -165,8 +165,7 @@ class CapturedLoss:
 
 def _embeddings(model: torch.nn.Module) -> dict[str, torch.nn.Module | None]:
     """Those of ids, and of positions."""
-    of_positions = (module for name, module in model.named_modules() if name.endswith('position_embeddings'))
-    return {'ids': model.get_input_embeddings(), 'positions': next(of_positions, None)}
+    return {'ids': model.get_input_embeddings(), 'positions': attention.position_embeddings(model)}
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
