@@ -1,22 +1,18 @@
 """The training loop: a thin `transformers.Trainer` whose batches are a pure function of the step."""
 from __future__ import annotations
 
-import math
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import pyterrier as pt
 import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset, Sampler
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
@@ -26,21 +22,15 @@ from .._locks import rank
 from .._progress import say
 from ..encoding.precision import check_trains
 from . import checkpoints
+from .callbacks import Patience, Progress, is_over
 from .config import Training
+from .guard import LossGuard, NotFiniteError
 from .state import untouched_global_state
+from .stream import Batches, BatchStream, NumbersFrom, SaveMemory
 
 Loss = Callable[[torch.nn.Module, Any], tuple[torch.Tensor, dict[str, torch.Tensor]]]
-SaveMemory = Callable[[int, Any], bool]   # (a step's first batch, the batch, or None where it could not be made)
 _AHEAD = {'cuda': 2}   # batches made ahead; on a CPU the cores have enough to do
-_LATE = {'cuda'}   # where losses are read a step later than they are computed
-_EXPLODED = 1000.0   # times the largest loss that was logged
 _ONE_AT_A_TIME = threading.RLock()   # dropout draws from the process's generator
-
-
-class Batches(Protocol):
-    """The batch of every step, as a pure function of the step's number."""
-
-    def __getitem__(self, step: int) -> Any: ...
 
 
 @dataclass
@@ -64,148 +54,21 @@ class TrainingRecord:
         return asdict(self)
 
 
-class _Steps(Dataset):
-    """Step number → (step number, batch), made in a thread `ahead` of their use: a GPU need not wait for the next."""
-
-    def __init__(self, batches: Batches, n_batches: int, ahead: int = 0, stride: int = 1,
-                 save_memory: SaveMemory | None = None) -> None:
-        self.batches, self.n_batches, self.ahead, self.stride = batches, n_batches, ahead, stride
-        self.save_memory = save_memory
-        self._pool, self._made = ThreadPoolExecutor(1), {}
-
-    def __len__(self) -> int:
-        return self.n_batches
-
-    def __getitem__(self, step: int) -> tuple[int, Any]:
-        try:
-            return step, self._made_ahead(step) if self.ahead else self.batches[step]
-        except torch.OutOfMemoryError as error:   # of a live teacher, on the same GPU
-            if self.save_memory is None or not self.save_memory(step, None):
-                raise torch.OutOfMemoryError(
-                    f'{error} (in the in-batch teacher, which shares the GPU with the student: store its scores first, '
-                    'TeacherScores.build, or give it another device=)') from error
-        self._made.clear()   # those after it may have failed as well
-        return self[step]
-
-    def _made_ahead(self, step: int) -> Any:
-        for number in range(step, min(step + 1 + self.ahead * self.stride, self.n_batches), self.stride):
-            if number not in self._made:
-                self._made[number] = self._pool.submit(self.batches.__getitem__, number)
-        return self._made.pop(step).result()
-
-    def again(self, step: int) -> Any:
-        """A batch that was there before, made where all are: a teacher is asked by one thread."""
-        return self._pool.submit(self.batches.__getitem__, step).result() if self.ahead else self.batches[step]
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-
-class _From(Sampler):
-    """The step numbers from `start` on: resuming at step 500,000 costs what step 0 costs."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
-
-    def __len__(self) -> int:
-        return self.stop  # the schedule counts the whole run, whatever part of it is left
-
-
-class _Progress(TrainerCallback):
-    """A progress bar over optimiser steps with the last loss and measure."""
-
-    def __init__(self, desc: str) -> None:
-        self.desc, self.bar = desc, None
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
-        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps   # a checkpoint has those of before
-        if state.is_world_process_zero:
-            self.bar = pt.tqdm(total=state.max_steps, initial=state.global_step, desc=self.desc, unit='step')
-            self.shown: dict[str, str] = {}
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:  # noqa: ANN001
-        if self.bar is not None:
-            self.shown |= {name.removeprefix('eval_'): f'{value:.4g}' for name, value in (logs or {}).items()
-                           if name == 'loss' or name.startswith('eval_')}
-            self.bar.set_postfix(self.shown)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class _Guard(TrainerCallback):
-    """Has the trainer look at its losses and gradients before the weights move."""
+class _Guarded(TrainerCallback):
+    """Has the guard look before the weights move."""
 
     def __init__(self, trainer: _Trainer) -> None:
         self.trainer, clip = trainer, trainer.accelerator.clip_grad_norm_
 
         def clip_and_remember(*args: Any, **kwargs: Any) -> torch.Tensor:
-            trainer._norm = clip(*args, **kwargs)
-            return trainer._norm
+            trainer.guard.norm = clip(*args, **kwargs)
+            return trainer.guard.norm
         trainer.accelerator.clip_grad_norm_ = clip_and_remember
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
-        self.trainer.check()
-
-
-@dataclass
-class _Look:
-    """A step's losses and gradient norm, and what they must not be.
-
-    Args:
-        step: Its number, from 1.
-        values: float32[n + 1], the losses of its n batches and the norm; 0 for a norm that is not looked at.
-        batches: What each batch was.
-        largest: Loss that was logged; 0 before there is one.
-        copied: When `values` is read from a GPU, when that is done.
-    """
-    step: int
-    values: torch.Tensor
-    batches: list[str]
-    largest: float
-    copied: torch.cuda.Event | None = None
-
-    @property
-    def limit(self) -> float:
-        """A larger loss has exploded."""
-        return _EXPLODED * max(1.0, self.largest) if self.largest else math.inf
-
-    def bad(self) -> torch.Tensor:
-        """bool, on the values' device."""
-        return ~(self.values.isfinite().all() & (self.values[:-1] <= self.limit).all())
-
-    def copy(self) -> None:
-        """Have the values read when the GPU is there."""
-        if self.values.is_cuda:
-            self.values, self.copied = self.values.to('cpu', non_blocking=True), torch.cuda.Event()
-            self.copied.record()
-
-    def problem(self) -> str | None:
-        """What is wrong; None where all is well."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        *losses, norm = self.values.tolist()
-        for loss, batch in zip(losses, self.batches):
-            if not math.isfinite(loss):
-                return f'the loss is {loss} at step {self.step}{batch}'
-            if loss > self.limit:
-                return (f'the loss exploded to {loss:.3g} at step {self.step}{batch}; until then at most '
-                        f'{self.largest:.3g} was logged')
-        if not math.isfinite(norm):
-            return f'the gradients of step {self.step}{self.batches[-1]} are NaN or infinite, though its loss is not'
-        return None
-
-
-class NotFiniteError(ValueError):
-    """The loss or the weights became NaN or infinite, or the loss exploded."""
+        optimizer = self.trainer.optimizer
+        self.trainer.guard.check(state.global_step + 1, state.log_history, getattr(optimizer, 'optimizer', optimizer),
+                                 scaled=self.trainer.accelerator.scaler is not None)
 
 
 class _Trainer(Trainer):
@@ -217,23 +80,20 @@ class _Trainer(Trainer):
         n_batches = training.steps * training.accumulation * args.world_size
         save_memory = save_memory if args.world_size == 1 else None   # all processes would have to, at the same step
         super().__init__(module, args, data_collator=lambda items: items[0],
-                         train_dataset=_Steps(batches, n_batches, _AHEAD.get(args.device.type, 0), args.world_size,
+                         train_dataset=BatchStream(batches, n_batches, _AHEAD.get(args.device.type, 0), args.world_size,
                                               save_memory),
                          callbacks=callbacks,
-                         eval_dataset=None if validate is None else _Steps(batches, 0))   # `validate` has its own
+                         eval_dataset=None if validate is None else BatchStream(batches, 0))   # `validate` has its own
         self.model_accepts_loss_kwargs = False   # so that the loss is averaged over accumulated batches
         self.training, self.loss, self.validate, self.save_memory = training, loss, validate, save_memory
-        self.add_callback(_Guard(self))
+        self.guard = LossGuard(Path(args.output_dir))
+        self.add_callback(_Guarded(self))
         self.first_batch = start * training.accumulation * args.world_size
         self._parts: dict[str, torch.Tensor] = {}
         self._n_parts = 0
-        self._pending: list[tuple[torch.Tensor, str]] = []   # losses of this step, and their batches
-        self._norm: torch.Tensor | None = None   # of this step's gradients
-        self._looks: deque[_Look] = deque()   # steps whose losses have not been read
-        self._largest, self._looked_at = 0.0, 0   # loss in the log, and its entries seen
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        return _From(self.first_batch, len(self.train_dataset))
+        return NumbersFrom(self.first_batch, len(self.train_dataset))
 
     def _prepare_inputs(self, inputs: tuple[int, Any]) -> tuple[int, Any]:
         return inputs   # the encoder moves tokens itself
@@ -259,7 +119,7 @@ class _Trainer(Trainer):
             del error   # and what its traceback holds
         # gradients may be half added: those of this step's batches so far are computed again
         model.zero_grad(set_to_none=True)
-        self._pending.clear()
+        self.guard.begin_again()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         for number in range(first, inputs[0]):
@@ -273,59 +133,21 @@ class _Trainer(Trainer):
         # dropout is a function of (seed, batch), so that a resumed run repeats it without a stored generator
         _seed(int(fingerprint(self.training.seed, step), 16) >> 1, self.args.device)
         loss, parts = self.loss(model, batch)
-        self._pending.append((loss.detach(), _describe(batch)))
+        self.guard.add(loss, _describe(batch))
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + value.detach()
         self._n_parts += 1
         return loss
 
-    def check(self) -> None:
-        """Before the weights move: stop where that would make nothing good, and say what the run can go back to.
-
-        Reading a loss empties a GPU's queue. There the optimiser itself leaves a bad step out, by the flag that loss
-        scaling has for that, and the losses are read one step later.
-        """
-        history, scaler = self.state.log_history, self.accelerator.scaler
-        self._largest = max([self._largest, *(entry.get('loss', 0.0) for entry in history[self._looked_at:])])
-        self._looked_at = len(history)
-        losses = torch.stack([loss for loss, _ in self._pending]).float()
-        # in fp16 a step without finite gradients is left out, and the next one's losses are scaled less
-        norm = losses.new_zeros(()) if self._norm is None or scaler is not None else self._norm.to(losses)
-        self._looks.append(_Look(self.state.global_step + 1, torch.cat([losses, norm[None]]),
-                                 [batch for _, batch in self._pending], self._largest))
-        self._pending.clear()
-        if losses.device.type in _LATE and scaler is None:
-            self._optimizer().found_inf = self._looks[-1].bad().float()
-            self._looks[-1].copy()
-            self.read_losses(but=1)
-        else:
-            self.read_losses()
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """PyTorch's, out of its wrapper."""
-        return getattr(self.optimizer, 'optimizer', self.optimizer)
-
-    def read_losses(self, but: int = 0) -> None:
-        """Stop where one of the steps so far was bad, `but` the last ones."""
-        while len(self._looks) > but:
-            problem = self._looks.popleft().problem()
-            if problem:
-                self._stop(problem)
-
-    def _stop(self, what: str) -> None:
-        newest = checkpoints.newest_checkpoint(Path(self.args.output_dir)) or 'none yet'
-        raise NotFiniteError(f'{what}; the last checkpoint is {newest}. Lower the learning rate, or look at the '
-                             'teacher\'s scores of these queries')
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        self.read_losses()
+        self.guard.read()
         if 'loss' in logs and self._n_parts:
             logs |= {name: float(value) / self._n_parts for name, value in self._parts.items()}
             self._parts, self._n_parts = {}, 0
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        self.read_losses()
+        self.guard.read()
         values = self.validate()
         if self.args.world_size > 1:   # all stop by the first one's: on two GPUs the last digit may differ
             values, = broadcast_object_list([values])
@@ -348,9 +170,9 @@ class _Trainer(Trainer):
         """Nothing: no step depends on a generator's state."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: None) -> None:
-        self.read_losses()
+        self.guard.read()
         if not all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters()):
-            self._stop(f'step {self.state.global_step} made weights NaN or infinite')
+            self.guard.stop(f'step {self.state.global_step} made weights NaN or infinite')
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
             checkpoints.seal(Path(self.args.output_dir) / f'checkpoint-{self.state.global_step}')
@@ -389,32 +211,11 @@ def _arguments(training: Training, output_dir: Path, device: torch.device, has_v
     return args
 
 
-def _callbacks(training: Training, has_validation: bool, progress: _Progress) -> list[TrainerCallback]:
+def _callbacks(training: Training, has_validation: bool, progress: Progress) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [progress]
     if has_validation:
-        callbacks.append(_Patience(training))
+        callbacks.append(Patience(training))
     return callbacks
-
-
-def _is_over(training: Training, state: TrainerState) -> bool:
-    """Whether validations without gain are enough; by the log alone, so that resumed runs end where whole ones do."""
-    measure = f'eval_{training.measure}'
-    values = [entry[measure] for entry in state.log_history if measure in entry]
-    if training.patience is None or not values:
-        return False
-    waited = len(values) - 1 - values.index(max(values))
-    return waited >= training.patience and state.global_step >= training.patience_from
-
-
-class _Patience(TrainerCallback):
-    """Early stopping."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-
-    def on_evaluate(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
-        if _is_over(self.training, state):
-            control.should_training_stop = True
 
 
 @contextmanager
@@ -483,8 +284,8 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
         checkpoints.begin(module, output_dir, resume=resume)
     start = checkpoints.number(checkpoint) if checkpoint else 0
     state = checkpoints.state_of(checkpoint) if checkpoint and validate else None
-    over = state is not None and _is_over(training, state)
-    progress = _Progress(desc)
+    over = state is not None and is_over(training, state)
+    progress = Progress(desc)
     # also where the caller wants no gradients, as who encodes and trains in one block does
     with _turn(desc), untouched_global_state(), _quiet(), torch.inference_mode(False), torch.enable_grad():
         args = _arguments(training, output_dir, device, validate is not None, fp16=amp == 'fp16')
@@ -504,7 +305,7 @@ def train(module: torch.nn.Module, batches: Batches, loss: Loss, training: Train
                 trainer.state = state
             else:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            trainer.read_losses()
+            trainer.guard.read()
             if validate is not None and trainer.state.best_global_step:
                 checkpoints.take_best(module, output_dir, trainer.state.best_global_step)
         except KeyboardInterrupt:

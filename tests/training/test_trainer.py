@@ -12,9 +12,11 @@ from transformers import TrainerCallback
 
 from pyterrier_tasb import Training
 from pyterrier_tasb._files import read_json
-from pyterrier_tasb.training import checkpoints, trainer
+from pyterrier_tasb.training import checkpoints, guard, trainer
 from pyterrier_tasb.training.checkpoints import newest_checkpoint
-from pyterrier_tasb.training.trainer import NotFiniteError, train
+from pyterrier_tasb.training.guard import NotFiniteError
+from pyterrier_tasb.training.stream import BatchStream
+from pyterrier_tasb.training.trainer import train
 
 FAST = Training(steps=10, learning_rate=1e-2, save_every=2, log_every=2, seed=3)
 CPU = torch.device('cpu')
@@ -151,7 +153,7 @@ def test_batches_that_are_made_ahead_are_the_same(tmp_path, accumulation, monkey
 @pytest.mark.parametrize('world_size', [1, 2, 3])
 def test_a_process_makes_only_its_own_batches_ahead(world_size):
     batches, n = Batches(), 12
-    steps = trainer._Steps(batches, n, ahead=2, stride=world_size)
+    steps = BatchStream(batches, n, ahead=2, stride=world_size)
     for number in range(1, n, world_size):
         assert steps[number][1].number == number
     steps.close()
@@ -172,7 +174,7 @@ def test_a_batch_that_memory_is_too_small_for_is_made_again_with_more(helps, ahe
         if helps:
             saved.append((first, batch))
         return helps
-    saved, steps = [], trainer._Steps(Tight(), 6, ahead, save_memory=save_memory)
+    saved, steps = [], BatchStream(Tight(), 6, ahead, save_memory=save_memory)
     if helps:
         assert [steps[number][1].number for number in range(6)] == list(range(6)) and saved == [(3, None)]
     else:
@@ -296,7 +298,7 @@ def test_after_numbers_that_are_none_the_weights_are_those_of_the_checkpoint(tmp
 @pytest.mark.parametrize('where', [set(), {'cpu'}], ids=['at once', 'a step later'])
 @pytest.mark.parametrize('factor, said', [(float('nan'), 'loss is nan at step 4'), (1e9, 'loss exploded .* step 4')])
 def test_a_bad_step_moves_no_weights_whenever_its_loss_is_read(tmp_path, monkeypatch, where, factor, said):
-    monkeypatch.setattr(trainer, '_LATE', where)
+    monkeypatch.setattr(guard, '_LATE', where)
     before, after, steps = [], [], []
 
     def bad(module, batch):
