@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from more_itertools import chunked, peekable
 from ._files import atomic_dir
 from ._interrupts import take_ctrl_c
 from ._locks import LOCK, locked
+from ._warn import warn
 from .checks import check_texts
 from .documents import Corpus, checked, utf8
 from .retrieval import WithoutDocid, WithoutSettings
@@ -165,8 +165,8 @@ def _readable(docs: Iterator[dict], tokeniser: str) -> Iterator[dict]:
         n, without = n + 1, without + (not has_term(doc))
         yield doc
     if without > _MANY * n:
-        warnings.warn(f'{without:,} of {n:,} documents have no letter or digit that BM25 indexes and cannot be found: '
-                      f'{remedy}', stacklevel=2)
+        warn(f'{without:,} of {n:,} documents have no letter or digit that BM25 indexes and cannot be found: '
+             f'{remedy}')
 
 
 class CheckedQueries(WithoutSettings):

@@ -5,13 +5,14 @@ import itertools
 import numbers
 import re
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+
+from ._warn import warn
 
 
 def first(values: Any, n: int = 5) -> str:
@@ -55,9 +56,9 @@ def warn_of_untaught(student: pt.Transformer) -> None:
         return
     for stage in itertools.takewhile(lambda stage: stage is not student, stages):
         if isinstance(stage, pt.Estimator):
-            warnings.warn(f'the scores that arrive are not those of {stage!r}: the fit of a pipeline trains each stage '
-                          'that can learn and hands on what came before it. To be taught by it, fit without it and '
-                          'give it as pairwise_teacher=', stacklevel=5)
+            warn(f'the scores that arrive are not those of {stage!r}: the fit of a pipeline trains each stage '
+                 'that can learn and hands on what came before it. To be taught by it, fit without it and '
+                 'give it as pairwise_teacher=')
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -165,9 +166,8 @@ def _users_queries(frame: pd.DataFrame, what: str) -> pd.DataFrame:
         theirs = frame[first_of_all].astype(object).where(frame[first_of_all].notna(), frame['query'])
         rewritten = frame.loc[theirs != frame['query'], 'qid'].nunique()
         if rewritten:
-            warnings.warn(f'{rewritten} queries of the {what} frame were rewritten on the way: their own words, column '
-                          f'{first_of_all!r}, are taken. pt.rewrite.reset() brings them back for the stages between',
-                          stacklevel=4)
+            warn(f'{rewritten} queries of the {what} frame were rewritten on the way: their own words, column '
+                 f'{first_of_all!r}, are taken. pt.rewrite.reset() brings them back for the stages between')
             frame = frame.assign(query=theirs)
     lost = frame['query'].isna()
     if lost.any():   # a sum of pipelines keeps the query of rows that both sides have

@@ -22,6 +22,7 @@ from . import checks
 from ._files import claim, fingerprint, read_json, write_json
 from ._locks import rank, world_size
 from ._progress import say
+from ._warn import warn
 from .encoding import TokenRows, TokenStore
 from .encoding.encoder import weights_fingerprint
 from .machine import hardware, versions
@@ -185,8 +186,7 @@ class Fit:
             positives = qrels[qrels['label'] > 0][['qid', 'docno']]
             of_qrels = {'qrels': frame_fingerprint(qrels, ('qid', 'docno', 'label'))}
         if self.given_pairs and student.pairwise_teacher is not None:
-            warnings.warn(f'pairwise_teacher={student.pairwise_teacher!r} is not asked: the pairs have margins',
-                          stacklevel=4)
+            warn(f'pairwise_teacher={student.pairwise_teacher!r} is not asked: the pairs have margins')
         if self.given_pairs and pairs.queries is not None:   # made from a text form: texts are with them
             self._claim({'pairs': pairs.fingerprint, **of_qrels})
             self._check_usable(pairs)
@@ -393,9 +393,8 @@ class Fit:
         self.student._unfinished = None
         untrained = self.report.get('untrained_value')
         if untrained is not None and record.best_value < untrained:
-            warnings.warn(f'{self.training.measure} of the validation queries was {untrained:.4f} before training and '
-                          f'{record.best_value:.4f} at best since: lower the learning rate, or look at the teacher',
-                          stacklevel=3)
+            warn(f'{self.training.measure} of the validation queries was {untrained:.4f} before training and '
+                 f'{record.best_value:.4f} at best since: lower the learning rate, or look at the teacher')
         return {**self.report, **record.to_dict(), 'seconds': self.count_seconds(), 'hardware': hardware(),
                 'versions': versions()}
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import reprlib
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import pyterrier_dr
 import torch
 
 from ._files import read_json
+from ._warn import warn
 from .checks import check_count
 from .encoding.precision import device_of
 from .indexing import WEIGHTS, is_index
@@ -105,8 +105,8 @@ def check_made_by(index: pyterrier_dr.FlexIndex, encoder: TasBalanced) -> None:
         raise ValueError(f'{index.index_path} has vectors of {meta["vec_size"]} numbers, {encoder!r} makes '
                          f'{encoder.encoder.dim}: index the corpus with it')
     if meta.get(WEIGHTS, encoder.weights_fingerprint) != encoder.weights_fingerprint:
-        warnings.warn(f'{index.index_path} was made with other weights than those of {encoder!r}: index the corpus '
-                      'again, to a new path or with overwrite=True', stacklevel=3)
+        warn(f'{index.index_path} was made with other weights than those of {encoder!r}: index the corpus '
+             'again, to a new path or with overwrite=True')
 
 
 def opened(index: pyterrier_dr.FlexIndex | str | os.PathLike) -> pyterrier_dr.FlexIndex:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .._files import fingerprint
+from .._warn import warn
 from . import attention, dropout, parity
 from .batching import by_budget, equal, near_equal
 from .kernels import KERNELS, Packing, Room
@@ -210,8 +210,8 @@ class Encoder(torch.nn.Module):
         if isinstance(length, bool) or not isinstance(length, (int, np.integer)) or length < 3:
             raise ValueError(f'{name}={length!r}: give a whole number of tokens, at least 3 ([CLS], one word, [SEP])')
         if length > self.max_positions:
-            warnings.warn(f'{name}={length} is more than the {self.max_positions} positions of the model: longer texts '
-                          f'are cut at {self.max_positions} tokens', stacklevel=4)
+            warn(f'{name}={length} is more than the {self.max_positions} positions of the model: longer texts '
+                 f'are cut at {self.max_positions} tokens')
         return min(int(length), self.max_positions)
 
     def _choice(self) -> _Choice:

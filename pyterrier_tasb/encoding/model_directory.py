@@ -7,7 +7,6 @@ from __future__ import annotations
 import copy
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .._files import atomic_dir, read_json, write_json
+from .._warn import warn
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -161,8 +161,7 @@ def _warn_of_prompts(path: Path) -> None:
     prompts = (read_json(file).get('prompts') or {}) if file.exists() else {}
     prompts = {name: prompt for name, prompt in prompts.items() if prompt}
     if prompts:
-        warnings.warn(f'{path} was trained with prompts ({", ".join(sorted(prompts))}); none is put before texts here',
-                      stacklevel=5)
+        warn(f'{path} was trained with prompts ({", ".join(sorted(prompts))}); none is put before texts here')
 
 
 def _sentence_config(path: Path) -> tuple[int, bool]:
@@ -216,8 +215,8 @@ def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
     used = 'linear.' if 'HF_ColBERT' in (model.config.architectures or []) else ()   # by who reads ColBERT's layout
     unused = sorted(name for name in report['unexpected_keys'] if not _HEADS.match(name) and not name.startswith(used))
     if unused:
-        warnings.warn(f'{path}: {type(model).__name__} with this config.json does not use {len(unused)} of its tensors '
-                      f'({_some(unused)}): vectors are those of a model without them', stacklevel=5)
+        warn(f'{path}: {type(model).__name__} with this config.json does not use {len(unused)} of its tensors '
+             f'({_some(unused)}): vectors are those of a model without them')
     return model
 
 

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from .._locks import world_size
+from .._warn import warn
 
 _DTYPES = {'off': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
@@ -69,8 +69,8 @@ def autocast_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 def warn_of_emulation(amp: str, device: torch.device) -> None:
     """Say it where bf16 was asked for and the hardware does not multiply in it."""
     if amp == 'bf16' and not has_bf16(device):
-        warnings.warn(f"amp='bf16': this {device.type} device does not multiply in it, and emulates it far slower than "
-                      "float32; amp='auto' takes what is fast, 'off' is float32", stacklevel=2)
+        warn(f"amp='bf16': this {device.type} device does not multiply in it, and emulates it far slower than "
+             "float32; amp='auto' takes what is fast, 'off' is float32")
 
 
 def check_trains(amp: str, device: torch.device) -> None:

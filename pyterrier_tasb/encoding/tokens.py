@@ -1,7 +1,6 @@
 """Token ids of many texts in two flat arrays."""
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._files import fingerprint
+from .._warn import warn
 from ..documents import utf8
 
 if TYPE_CHECKING:
@@ -161,9 +161,9 @@ def _check_known(tokenizer: PreTrainedTokenizerBase, tokens: Tokens) -> None:
     _CHECKED.add(tokenizer)
     unknown = float((sample == tokenizer.unk_token_id).mean())
     if unknown > .5:
-        warnings.warn(f'{unknown:.0%} of {len(sample):,} tokens are {tokenizer.unk_token} to this tokenizer, whose '
-                      f'vocabulary has {len(tokenizer):,} entries: texts become alike. Is it the right tokenizer, and '
-                      'was its vocabulary read?', stacklevel=3)
+        warn(f'{unknown:.0%} of {len(sample):,} tokens are {tokenizer.unk_token} to this tokenizer, whose '
+             f'vocabulary has {len(tokenizer):,} entries: texts become alike. Is it the right tokenizer, and '
+             'was its vocabulary read?')
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

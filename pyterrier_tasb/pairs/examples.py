@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from more_itertools import chunked
 
 from .._files import fingerprint, read_json, write_json
 from .._locks import rank
+from .._warn import warn
 from ..checks import (
     check_distinct,
     check_overlap,
@@ -296,7 +296,7 @@ class CandidateSource(pt.Transformer):
         """Warn once of what was dropped from `what` data, with counts."""
         if self.dropped:
             parts = '; '.join(f'{n:,} {reason}' for reason, n in self.dropped.items())
-            warnings.warn(f'dropped from the {what} data: {parts}', stacklevel=3)
+            warn(f'dropped from the {what} data: {parts}')
 
     def __repr__(self) -> str:
         source = 'results' if self.results is not None else repr(self.negatives)
@@ -330,9 +330,8 @@ def doc_store(pairs: ScoredPairs, results: pd.DataFrame | None, corpus: Any, pat
         distinct = rows[['docno', text_field]].drop_duplicates()
         several = distinct.loc[distinct.duplicated('docno', keep=False), 'docno']
         if len(several):
-            warnings.warn(f'{several.nunique()} documents of the training results have more than one text (docnos '
-                          f'{first(several)}): the student reads the first of each, whatever the teacher read',
-                          stacklevel=4)
+            warn(f'{several.nunique()} documents of the training results have more than one text (docnos '
+                 f'{first(several)}): the student reads the first of each, whatever the teacher read')
         kept = distinct.drop_duplicates('docno')
         known = dict(zip(kept['docno'].astype(str), kept[text_field].astype(object), strict=True))
     loader = None if corpus is None else text_loader(corpus, text_field)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import numbers
 import os
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from more_itertools import peekable
 
+from .._warn import warn
 from ..checks import check_count, check_qrels, check_scores, check_topics_or_results, first
 from .store import ScoredPairs
 
@@ -68,8 +68,7 @@ def of_queries(frames: Iterable[pd.DataFrame], path: str | os.PathLike | None, q
     pairs = from_frames(frames, path, run)
     lost = n_queries - pairs.n_queries
     if lost:
-        warnings.warn(f'{lost} of {n_queries} queries have no positive or no negative among their results and are left '
-                      'out', stacklevel=4)
+        warn(f'{lost} of {n_queries} queries have no positive or no negative among their results and are left out')
     return pairs
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyterrier as pt
 
 from .._files import atomic_dir, atomic_file, check_new, fingerprint, read_json, write_json
+from .._warn import warn
 from ..checks import check_count
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
@@ -236,8 +236,8 @@ class QueryClusters(pt.Artifact):
         if without == len(qids):
             raise ValueError(f'{source}: none of its {len(of)} query ids is a training query (those are {qids[:5]})')
         if known < len(of) or without:
-            warnings.warn(f'{source}: {len(of) - known} query ids are no training queries, {without} training queries '
-                          'are in no cluster and are never drawn', stacklevel=3)
+            warn(f'{source}: {len(of) - known} query ids are no training queries, {without} training queries '
+                 'are in no cluster and are never drawn')
         return cls.from_assignment(assignment, centroids, n_clusters, qids)
 
     def write_text(self, path: str | os.PathLike, qids: Sequence[str] | None = None) -> None:

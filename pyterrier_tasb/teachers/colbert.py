@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertConfig, BertModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from .._files import atomic_dir, read_json
+from .._warn import warn
 from ..encoding import Encoder
 from ..encoding.model_directory import check_finite, check_replaceable
 
@@ -55,10 +55,9 @@ def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int
     metadata = _metadata(name_or_path)
     unread = sorted(name for name in metadata if name in _COLBERTS_OWN and metadata[name])
     if unread:
-        warnings.warn(f'{name_or_path} was trained by ColBERT with settings that are not applied here '
-                      f'({", ".join(unread)}: its marker tokens, queries filled with [MASK], punctuation left out): '
-                      'scores are not those that ColBERT gives. Train it further by fit, or let ColBERT itself score',
-                      stacklevel=4)
+        warn(f'{name_or_path} was trained by ColBERT with settings that are not applied here '
+             f'({", ".join(unread)}: its marker tokens, queries filled with [MASK], punctuation left out): '
+             'scores are not those that ColBERT gives. Train it further by fit, or let ColBERT itself score')
     options = dict(
         amp=amp, query_max_length=metadata.get('query_maxlen', 32) if query_max_length is None else query_max_length,
         doc_max_length=metadata.get('doc_maxlen', 200) if doc_max_length is None else doc_max_length)

@@ -6,7 +6,6 @@ in no text. Each shape is captured when it first comes, in a tenth of a second.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._warn import warn
 from ..encoding import Encoder, attention
 from ..encoding.precision import autocast_dtype
 from .batches import TrainingBatch
@@ -125,7 +125,7 @@ class CapturedLoss:
             raise torch.OutOfMemoryError(problem)
         if not self.compiled:
             raise CaptureError(problem)
-        warnings.warn(f'torch.compile cannot be used here ({problem}): training goes on without it', stacklevel=2)
+        warn(f'torch.compile cannot be used here ({problem}): training goes on without it')
         self.compiled = False
         return self._capture(values, joined)
 

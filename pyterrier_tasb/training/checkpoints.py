@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import warnings
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from transformers import TrainerState
 
 from .._files import add_file, atomic_dir, read_json, write_json
 from .._locks import rank
+from .._warn import warn
 
 _COMPLETE, _START, _WEIGHTS, _STATE = 'complete.json', 'start', 'model.safetensors', 'trainer_state.json'
 _FILES = frozenset([_WEIGHTS, 'optimizer.pt', 'scheduler.pt', _STATE])   # of every checkpoint
@@ -44,7 +44,7 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
         best = _best(folder) if _is_whole(folder) else None
         if best is not None and (best == folder or _is_whole(best)):
             return folder
-        warnings.warn(f'{folder if best is None else best} is incomplete or damaged and is passed over', stacklevel=2)
+        warn(f'{folder if best is None else best} is incomplete or damaged and is passed over')
     return None
 
 

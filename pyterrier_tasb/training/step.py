@@ -1,13 +1,13 @@
 """The loss of a batch: captured as a CUDA graph where that can be, in as much memory as there is."""
 from __future__ import annotations
 
-import warnings
 from functools import cached_property
 
 import torch
 
 from .._locks import world_size
 from .._progress import say
+from .._warn import warn
 from ..encoding import Encoder
 from ..encoding.gradcache import cached_forward
 from ..encoding.transfer import moved
@@ -77,8 +77,7 @@ class StepLoss:
             try:
                 return self._captured(batch)
             except CaptureError as error:
-                warnings.warn(f'a step cannot be captured as a CUDA graph here ({error}): training goes on without, '
-                              'slower', stacklevel=2)
+                warn(f'a step cannot be captured as a CUDA graph here ({error}): training goes on without, slower')
                 self._capture_no_more(batch.step)
         vectors = self.vectors(module, batch)
         return self._loss_of(vectors[moved(batch.rows, vectors.device)], batch.margin, batch.in_batch)
