@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .texts import TextStore, hash_of
+from .numbering import Numbering
+from .texts import TextStore
 
 
 class DataSet(Protocol):
@@ -56,15 +57,22 @@ def checked(corpus: Corpus, text_field: str = 'text', at_a_time: int = 65_536) -
     Raises:
         ValueError: A document has no text or no docno that can be kept, or a docno comes twice.
     """
-    distinct, docnos = _Distinct(), []
+    numbering, docnos = Numbering(), []
     for number, doc in enumerate(documents(corpus, text_field)):
         doc = _checked(doc, number, text_field)
         docnos.append(doc['docno'])
         if len(docnos) == at_a_time:
-            distinct.add(docnos)
+            _check_new(numbering, docnos)
             docnos = []
         yield doc
-    distinct.add(docnos)
+    _check_new(numbering, docnos)
+
+
+def _check_new(numbering: Numbering, docnos: list[str]) -> None:
+    _, new = numbering.add(docnos)
+    if len(new) < len(docnos):
+        again = np.setdiff1d(np.arange(len(docnos)), new)[0]
+        raise ValueError(f'docno {docnos[again]!r} comes twice in the corpus: a docno names one passage')
 
 
 def _checked(doc: Any, number: int, text_field: str) -> dict[str, str]:
@@ -98,21 +106,3 @@ def _docno(docno: Any, number: int) -> str:
         raise ValueError(f'docno {docno!r} (document number {number}) ends in a zero byte, which the index would not '
                          'give back: name the passage otherwise')
     return docno
-
-
-class _Distinct:
-    """Finds ids that come twice, in 8 bytes an id."""
-
-    def __init__(self) -> None:
-        self.seen = np.empty(0, dtype=np.uint64)
-
-    def add(self, ids: list[str]) -> None:
-        hashes = np.array([hash_of(i.encode('utf-8', 'surrogatepass')) for i in ids], dtype=np.uint64)
-        found, first = np.unique(hashes, return_index=True)
-        again = np.setdiff1d(np.arange(len(ids)), first)
-        at = np.searchsorted(self.seen, found)
-        known = first[(at < len(self.seen)) & (self.seen[np.minimum(at, len(self.seen) - 1)] == found)] \
-            if len(self.seen) else first[:0]
-        if len(again) or len(known):
-            raise ValueError(f'docno {ids[[*again, *known][0]]!r} comes twice in the corpus: a docno names one passage')
-        self.seen = np.insert(self.seen, at, found)

@@ -34,9 +34,17 @@ class StringArray(Sequence):
     @staticmethod
     def write(path: str | os.PathLike, strings: Iterable[str]) -> None:
         """Write strings as they come."""
-        with _Writer(path) as writer:
+        with StringWriter(path) as writer:
             for string in strings:
                 writer.add(string)
+
+    @staticmethod
+    def read(path: str | os.PathLike) -> Iterator[str]:
+        """The strings in order, read and not mapped: no memory is taken up by them."""
+        sizes = np.diff(np.load(f'{path}.offsets.npy', mmap_mode='r', allow_pickle=False))
+        with open(f'{path}.bin', 'rb') as strings:
+            for size in sizes:
+                yield strings.read(size).decode('utf-8', 'surrogatepass')
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -58,17 +66,18 @@ class StringArray(Sequence):
         return self._bytes[self.offsets[row]:self.offsets[row + 1]].tobytes() == blob
 
 
-class _Writer:
+class StringWriter:
     """Writes the files of a :class:`StringArray`, a string at a time."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path, self.offsets = path, array('q', [0])
 
-    def __enter__(self) -> _Writer:
+    def __enter__(self) -> StringWriter:
         self._out = open(f'{self.path}.bin', 'wb')
         return self
 
     def add(self, string: str) -> bytes:
+        """Write a string; gives its utf-8."""
         blob = string.encode('utf-8', 'surrogatepass')
         self._out.write(blob)
         self.offsets.append(self.offsets[-1] + len(blob))
@@ -112,7 +121,7 @@ class TextStore(OnDisk):
         check_new(path, 'TextStore')
         with atomic_dir(path) as part:
             hashes = array('Q')
-            with _Writer(part / 'texts') as texts, _Writer(part / 'ids') as ids:
+            with StringWriter(part / 'texts') as texts, StringWriter(part / 'ids') as ids:
                 for number, item in enumerate(items):
                     if isinstance(item, (str, bytes, Mapping)) or len(item) != 2:   # two letters would pass for a pair
                         raise ValueError(f'{item!r:.80} is no (id, text) pair: of documents, give ((doc["docno"], '

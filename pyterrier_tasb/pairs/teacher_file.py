@@ -6,25 +6,26 @@ import io
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+from more_itertools import peekable
 
 from .._files import atomic_dir, check_new
 from .._threads import in_order
+from ..numbering import NumberedStrings
 from ..texts import StringArray, TextStore
-from .store import ScoredPairs, sorted_arrays, write_arrays, write_meta
+from .external_sort import ROW, write_sorted
+from .store import ScoredPairs, write_meta
 
 _BLOCK = 16 << 20          # bytes of text parsed at a time
-_N_BUCKETS = 64            # temporary files that queries are spread over: one is sorted in memory at a time
-_MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings, in dictionaries
+_MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings
 _MOST_MARGIN = float(np.finfo(np.float32).max)
-_ROW = np.dtype([('query', '<u4'), ('pos', '<u4'), ('neg', '<u4'), ('margin', '<f4')])
 _COLUMNS = ('pos_score', 'neg_score', 'query_id', 'pos_pid', 'neg_pid')
 _TEXT_COLUMNS = ('pos_score', 'neg_score', 'query', 'pos_text', 'neg_text')
 
@@ -37,8 +38,8 @@ def from_teacher_file(file: str | os.PathLike, path: str | os.PathLike, *, n_thr
     """Pairs of a published teacher file: pos_score, neg_score, query_id, pos_pid, neg_pid.
 
     Columns are separated by spaces and tabs, or other white space of ASCII; a no-break space is part of an id. The file
-    is utf-8 and may be gzip. Ids that are numbers cost four bytes each, and 40 million lines less than 1 GB; other ids
-    are kept in dictionaries while the file is read.
+    is utf-8 and may be gzip. 40 million lines take less than 1 GB of memory; ids that are numbers are read faster than
+    others.
 
     Args:
         file: The teacher file.
@@ -59,7 +60,7 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
     """Pairs of a teacher file in text form: pos_score, neg_score, query, pos_text, neg_text, separated by tabs.
 
     Equal texts are one query or passage; they get the ids q0, q1, … and d0, d1, …, and are kept with the pairs as
-    `queries` and `docs`. All distinct texts are in memory meanwhile.
+    `queries` and `docs`. A distinct text costs 20 bytes of memory meanwhile.
 
     Args:
         file: The teacher file, plain or gzip.
@@ -69,88 +70,54 @@ def from_text_file(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPa
         ValueError: `path` exists, or a line is malformed or not utf-8; the message names file and line.
     """
     check_new(path, 'ScoredPairs')
-    queries: dict[str, int] = {}
-    docs: dict[str, int] = {}
-    with atomic_dir(path) as part:
-        rows = _table(file, (_fields(file, number, line.rstrip(b'\r'), b'\t', _TEXT_COLUMNS)
-                             for block in _blocks(file) for number, line in _lines(*block)), queries, docs)
-        qids, docnos = ([f'{letter}{i}' for i in range(len(texts))] for letter, texts in (('q', queries), ('d', docs)))
-        write_arrays(part, qids, docnos, sorted_arrays(qids, docnos, *(rows[name] for name in _ROW.names)))
-        TextStore.build(part / 'queries', zip(qids, queries))
-        TextStore.build(part / 'docs', zip(docnos, docs))
+    with atomic_dir(path) as part, tempfile.TemporaryDirectory(dir=part) as folder:
+        queries, docs, order = _write_strings(part, Path(folder), file, b'\t', _TEXT_COLUMNS)
+        StringArray.write(part / 'qids', (f'q{i}' for i in order))
+        StringArray.write(part / 'docnos', (f'd{i}' for i, _ in enumerate(StringArray.read(docs))))
+        TextStore.build(part / 'queries', ((f'q{i}', queries[i]) for i in order))
+        TextStore.build(part / 'docs', ((f'd{i}', text) for i, text in enumerate(StringArray.read(docs))))
         write_meta(part)
     return ScoredPairs(path)
 
-
-# ---- ids that are numbers ----------------------------------------------------------------------------------------
 
 def _from_numbers(file: str | os.PathLike, path: str | os.PathLike, n_threads: int) -> ScoredPairs:
-    seen_queries, seen_docs, n = np.zeros(0, dtype=bool), np.zeros(0, dtype=bool), 0
-    with atomic_dir(path) as part, tempfile.TemporaryDirectory(dir=part) as folder:
-        buckets = [open(Path(folder) / str(i), 'wb', buffering=1 << 20) for i in range(_N_BUCKETS)]
-        try:
-            for rows in _parsed(file, n_threads):
-                seen_queries = _mark(seen_queries, rows['query'])
-                seen_docs = _mark(_mark(seen_docs, rows['pos']), rows['neg'])
-                which = rows['query'] % _N_BUCKETS
-                order = np.argsort(which, kind='stable')
-                ends = np.cumsum(np.bincount(which, minlength=_N_BUCKETS))
-                for bucket, some in zip(buckets, np.split(rows[order], ends[:-1]), strict=True):
-                    bucket.write(some.tobytes())
-                n += len(rows)
-        finally:
-            for bucket in buckets:
-                bucket.close()
-        if not n:
-            raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
-        doc_row = np.cumsum(seen_docs, dtype=np.uint32) - np.uint32(1)   # row of each number among those seen
-        qids = np.flatnonzero(seen_queries)
-        qids = qids[np.lexsort((qids, qids % _N_BUCKETS))]
-        _write_sorted(part, [Path(folder) / str(i) for i in range(_N_BUCKETS)], doc_row, len(qids), n)
-        StringArray.write(part / 'qids', map(str, qids.tolist()))
-        StringArray.write(part / 'docnos', _as_strings(np.flatnonzero(seen_docs)))
+    with atomic_dir(path) as part:
+        queries, docs = write_sorted(part, _some(file, _parsed(file, n_threads)))
+        StringArray.write(part / 'qids', map(str, queries.tolist()))
+        StringArray.write(part / 'docnos', _as_strings(docs))
         write_meta(part)
     return ScoredPairs(path)
+
+
+def _from_strings(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPairs:
+    with atomic_dir(path) as part, tempfile.TemporaryDirectory(dir=part) as folder:
+        queries, docs, order = _write_strings(part, Path(folder), file)
+        StringArray.write(part / 'qids', (queries[i] for i in order))
+        StringArray.write(part / 'docnos', StringArray.read(docs))
+        write_meta(part)
+    return ScoredPairs(path)
+
+
+def _write_strings(part: Path, folder: Path, file: str | os.PathLike, *format_: Any,
+                   ) -> tuple[StringArray, Path, list[int]]:
+    """Write the arrays; give queries and documents (their files) as they came, and the queries' numbers by row."""
+    with NumberedStrings(folder / 'queries') as queries, NumberedStrings(folder / 'docs') as docs:
+        order, _ = write_sorted(part, _some(file, _numbered(file, queries, docs, *format_)))
+    return StringArray(folder / 'queries'), folder / 'docs', order.tolist()
+
+
+def _some(file: str | os.PathLike, blocks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The blocks, of which there must be one."""
+    blocks = peekable(blocks)
+    if not blocks:
+        raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
+    return blocks
 
 
 def _as_strings(numbers: np.ndarray) -> Iterator[str]:
     """A few at a time: a list of 8.8 million integers takes 350 MB."""
     for start in range(0, len(numbers), 1 << 16):
         yield from map(str, numbers[start:start + (1 << 16)].tolist())
-
-
-def _mark(seen: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    most = int(ids.max()) + 1
-    if most > len(seen):
-        seen = np.concatenate([seen, np.zeros(max(most, 2 * len(seen)) - len(seen), dtype=bool)])
-    seen[ids] = True
-    return seen
-
-
-def _write_sorted(part: Path, buckets: list[Path], doc_row: np.ndarray, n_queries: int, n: int) -> None:
-    """A bucket after the other: sort by (query, margin, pos, neg) and append to the arrays."""
-    sizes = []
-    with _npy(part / 'pos.npy', 'uint32', n) as pos, _npy(part / 'neg.npy', 'uint32', n) as neg, \
-            _npy(part / 'margin.npy', 'float32', n) as margin:
-        for bucket in buckets:
-            rows = np.fromfile(bucket, dtype=_ROW)
-            bucket.unlink()
-            rows['pos'], rows['neg'] = doc_row[rows['pos']], doc_row[rows['neg']]
-            rows = rows[np.lexsort((rows['neg'], rows['pos'], rows['margin'], rows['query']))]
-            sizes.append(np.unique(rows['query'], return_counts=True)[1])
-            for out, name in ((pos, 'pos'), (neg, 'neg'), (margin, 'margin')):
-                out.write(np.ascontiguousarray(rows[name]).tobytes())
-    indptr = np.zeros(n_queries + 1, dtype=np.int64)
-    np.cumsum(np.concatenate(sizes), out=indptr[1:])
-    np.save(part / 'indptr.npy', indptr, allow_pickle=False)
-
-
-def _npy(path: Path, dtype: str, n: int) -> BinaryIO:
-    """A .npy file of `n` values whose bytes are still to be written."""
-    out = open(path, 'wb')
-    header = {'descr': np.dtype(dtype).str, 'fortran_order': False, 'shape': (n,)}
-    np.lib.format.write_array_header_1_0(out, header)
-    return out
 
 
 def _parsed(file: str | os.PathLike, n_threads: int) -> Iterator[np.ndarray]:
@@ -210,7 +177,7 @@ def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
     if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _is_spelt_oddly(block):
         _find_bad_line(file, number, block)
         raise _NotNumbersError
-    rows = np.empty(len(frame), dtype=_ROW)
+    rows = np.empty(len(frame), dtype=ROW)
     rows['query'], rows['pos'], rows['neg'], rows['margin'] = *ids, margin
     return rows
 
@@ -235,23 +202,16 @@ def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:
         _fields(file, at, line)
 
 
-# ---- ids that are strings ----------------------------------------------------------------------------------------
-
-def _from_strings(file: str | os.PathLike, path: str | os.PathLike) -> ScoredPairs:
-    queries: dict[str, int] = {}
-    docs: dict[str, int] = {}
-    rows = _table(file, (_fields(file, *line) for block in _blocks(file) for line in _lines(*block)), queries, docs)
-    return ScoredPairs.from_arrays(path, list(queries), list(docs), *(rows[name] for name in _ROW.names))
-
-
-def _table(file: str | os.PathLike, lines: Iterable[tuple[float, str, str, str]], queries: dict[str, int],
-           docs: dict[str, int]) -> np.ndarray:
-    """Rows of (margin, query, positive, negative), numbered as they come."""
-    rows = np.fromiter(((queries.setdefault(query, len(queries)), docs.setdefault(pos, len(docs)),
-                         docs.setdefault(neg, len(docs)), margin) for margin, query, pos, neg in lines), dtype=_ROW)
-    if not len(rows):
-        raise ValueError(f'{file} has no lines: expected {", ".join(_COLUMNS)}')
-    return rows
+def _numbered(file: str | os.PathLike, queries: NumberedStrings, docs: NumberedStrings,
+              separator: bytes | None = None, columns: tuple[str, ...] = _COLUMNS) -> Iterator[np.ndarray]:
+    """Rows of the file, a block at a time, whose strings are numbered as they come."""
+    for block in _blocks(file):
+        margin, query, pos, neg = zip(*(_fields(file, number, line.rstrip(b'\r'), separator, columns)
+                                        for number, line in _lines(*block)))
+        rows = np.empty(len(margin), dtype=ROW)
+        rows['query'], rows['margin'] = queries.add(list(query)), margin
+        rows['pos'], rows['neg'] = docs.add([doc for pair in zip(pos, neg) for doc in pair]).reshape(-1, 2).T
+        yield rows
 
 
 def _lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:
