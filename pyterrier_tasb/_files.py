@@ -215,6 +215,18 @@ def read_json(path: str | os.PathLike, kind: type = dict, needs: Iterable[str] =
     return value
 
 
+def artifact_meta(folder: Path, kind: type, needs: Iterable[str]) -> dict[str, Any]:
+    """What an artifact of this class says of itself.
+
+    Raises:
+        ValueError: It is of another kind, or damaged.
+    """
+    found = read_json(folder / 'pt_meta.json').get('type', kind.ARTIFACT_TYPE)
+    if found != kind.ARTIFACT_TYPE:
+        raise ValueError(f'{folder} holds {found}, not {kind.ARTIFACT_TYPE}: {kind.__name__} cannot open it')
+    return read_json(folder / 'pt_meta.json', needs=needs)
+
+
 def write_at(file: RawIOBase, at: int, array: np.ndarray) -> None:
     """Write an array's bytes from position `at` on, all of them.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import numbers
 import re
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ def warn_of_untaught(student: pt.Transformer) -> None:
                  'give it as pairwise_teacher=')
 
 
+def check_miner(negatives: Any) -> None:
+    """A pipeline, or None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(negatives, (pt.Transformer, type(None))):
+        remedy = 'its .retriever' if hasattr(negatives, 'retriever') else 'a pipeline that retrieves'
+        raise ValueError(f'negatives={reprlib.repr(negatives):.80} ({type(negatives).__name__}) cannot mine: give '
+                         f'{remedy}')
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """A whole number of at least `least`.
 
@@ -99,7 +112,7 @@ def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataF
     """
     if not isinstance(qrels, pd.DataFrame):
         raise ValueError(f'{what} qrels must be a DataFrame with columns qid, docno, label; got {type(qrels).__name__}')
-    pt.validate.columns(qrels, includes=['qid', 'docno', 'label'], context=context)
+    _check_columns(qrels, ['qid', 'docno', 'label'], f'{what} qrels', context)
     if not len(qrels):
         raise ValueError(f'the {what} qrels are empty: nothing says which passages are relevant')
     qrels = _string_ids(qrels, ('qid', 'docno'), f'{what} qrels')
@@ -123,6 +136,15 @@ def check_qrels(qrels: pd.DataFrame, what: str, context: Any = None) -> pd.DataF
     return qrels
 
 
+def _check_columns(frame: pd.DataFrame, includes: list[str], what: str, context: Any) -> None:
+    """PyTerrier's own look, whose message does not say which of four frames is meant."""
+    try:
+        pt.validate.columns(frame, includes=includes, context=context)
+    except pt.validate.InputValidationError as error:
+        found = ', '.join(map(str, frame.columns))
+        raise pt.validate.InputValidationError(f'the {what} (columns {found}): {error.args[0]}', error.modes) from None
+
+
 def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, context: Any = None,
                             ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Split a frame into topics (qid, query) and, where it has docnos, results.
@@ -134,7 +156,7 @@ def check_topics_or_results(frame: pd.DataFrame, what: str, text_field: str, *, 
         raise ValueError(f'{what} topics or results must be a DataFrame; got {type(frame).__name__}')
     if not len(frame):
         raise ValueError(f'the {what} frame is empty: no {what} results or topics to learn from')
-    pt.validate.columns(frame, includes=['qid', 'query'], context=context)
+    _check_columns(frame, ['qid', 'query'], f'{what} topics or results', context)
     is_results = 'docno' in frame.columns
     frame = _string_ids(frame, ('qid', 'docno') if is_results else ('qid',), f'{what} frame')
     frame = _users_queries(frame, what)
@@ -214,6 +236,25 @@ def check_overlap(topics: pd.DataFrame, qrels: pd.DataFrame, what: str) -> None:
     if not positive & set(topics['qid']):
         raise ValueError(f'none of the {len(topics)} {what} queries has a positive in the qrels: qids are '
                          f'{first(topics["qid"])} in the topics, {first(qrels["qid"])} in the qrels')
+
+
+def check_relevant(candidates: pd.DataFrame, qrels: pd.DataFrame) -> None:
+    """Some validation candidate is relevant; where most queries have none, that is said.
+
+    Raises:
+        ValueError: None is.
+    """
+    positives = qrels.loc[qrels['label'] > 0, ['qid', 'docno']]
+    positives = positives[positives['qid'].isin(set(candidates['qid']))]
+    found = candidates[['qid', 'docno']].astype(object).merge(positives, on=['qid', 'docno'])['qid'].nunique()
+    n_queries = positives['qid'].nunique()
+    if not found:
+        raise ValueError(f'no validation candidate is judged relevant, and every measure would be 0: docnos are '
+                         f'{first(candidates["docno"])} among the candidates, {first(positives["docno"])} in the '
+                         'qrels. Retrieve deeper, or see that they agree')
+    if found < n_queries / 2:
+        warn(f'{n_queries - found} of {n_queries} validation queries have no relevant candidate: they say nothing of '
+             'what is learnt. Retrieve deeper, or see that docnos agree')
 
 
 def _string_ids(frame: pd.DataFrame, columns: tuple[str, ...], what: str) -> pd.DataFrame:

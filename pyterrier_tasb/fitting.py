@@ -92,7 +92,7 @@ class Fit:
         """See what is wrong with student and teachers before any of them scores anything.
 
         Raises:
-            ValueError: All weights are frozen, no loss has a teacher, or a teacher is none.
+            ValueError: All weights are frozen, no loss has a teacher, or a teacher, miner or encoder is none.
         """
         student, training = self.student, self.training
         if not any(weights.requires_grad for weights in student.encoder.parameters()):
@@ -101,6 +101,10 @@ class Fit:
             raise ValueError(f'nothing would be learnt: Training(pairwise_weight=0, in_batch_weight='
                              f'{training.in_batch_weight:g}) with in_batch_teacher={student.in_batch_teacher!r}: give '
                              'in_batch_teacher=, or a pairwise_weight above 0')
+        checks.check_miner(student.negatives)
+        if student.cluster_encoder is not None and not hasattr(student.cluster_encoder, 'encode_queries'):
+            raise ValueError(f'cluster_encoder={student.cluster_encoder!r} cannot encode queries: give an encoder, '
+                             'TasBalanced(…) for example')
         if not isinstance(student.pairwise_teacher, (pt.Transformer, type(None))):
             raise ValueError(f'pairwise_teacher={student.pairwise_teacher!r} cannot teach: give a transformer that '
                              'scores (query, text), or None for the scores that arrive')
@@ -267,6 +271,7 @@ class Fit:
         corpus = None if student.corpus is None else text_loader(student.corpus, student.text_field)
         texts = corpus.texts if isinstance(corpus, TextLoader) else None
         candidates = source.usable(candidates, texts)
+        checks.check_relevant(candidates, qrels)
         self.validation = fingerprint(
             frame_fingerprint(candidates, ('qid', 'query', 'docno', student.text_field)),
             frame_fingerprint(qrels, ('qid', 'docno', 'label')), None if texts is None else texts.fingerprint)

@@ -143,6 +143,27 @@ CASES = {
     'validation of other queries': (lambda g: g.fit(g.results, g.qrels, g.results, g.qrels.assign(
         qid='x' + g.qrels['qid'])),
                                     'validation queries has a positive'),
+    'validation whose docnos are others': (lambda g: g.fit(g.results, g.qrels, g.results, g.qrels.assign(
+        docno='x' + g.qrels['docno'])), 'no validation candidate is judged relevant.*docnos are d.* xd'),
+    "a teacher's validation whose docnos are others": (lambda g: LateInteraction(g.model).fit(
+        g.results, g.qrels, g.results, g.qrels.assign(docno='x' + g.qrels['docno'])),
+        'no validation candidate is judged relevant'),
+    'qrels and results changed over': (lambda g: g.fit(g.qrels, g.results),
+                                       r'the training qrels \(columns qid, query, docno, '),
+    'validation changed over': (lambda g: g.fit(g.results, g.qrels, g.qrels, g.results),
+                                r'the validation qrels \(columns qid, query, docno, '),
+    'topics for qrels': (lambda g: g.fit(g.results, g.topics), r'the training qrels \(columns qid, query\)'),
+    'a miner that is a path': (lambda g: g.fit(g.topics, g.qrels, negatives='bm25', corpus=g.loader),
+                               "negatives='bm25' .str. cannot mine: give a pipeline"),
+    "a teacher's miner that is a frame": (lambda g: LateInteraction(g.model).fit(
+        g.topics, g.qrels, negatives=g.results, corpus=g.loader), 'DataFrame. cannot mine'),
+    'an encoder of clusters that is a path': (lambda g: g.fit(g.results, g.qrels, cluster_encoder='bert'),
+                                              "cluster_encoder='bert' cannot encode queries"),
+    "a teacher's settings in a dict": (lambda g: LateInteraction(g.model, training={'steps': 3}), 'give Training'),
+    'clusters that are pairs': (lambda g: QueryClusters(ScoredPairs.from_results(
+        g.results, g.qrels, g.folder / 'other').path), 'other holds scored_pairs, not query_clusters'),
+    'an in-batch teacher that is pairs': (lambda g: g.fit(g.results, g.qrels, in_batch_teacher=ScoredPairs.from_results(
+        g.results, g.qrels, g.folder / 'other').path), 'other holds scored_pairs, not teacher_scores'),
     'validation topics without a miner': (lambda g: g.fit(g.results, g.qrels, g.topics, g.qrels), 'negatives='),
     'topics without a miner': (lambda g: g.fit(g.topics, g.qrels), 'negatives='),
     'a miner without a corpus': (lambda g: g.fit(g.topics, g.qrels, negatives=pt.Transformer.from_df(g.results)),
@@ -299,6 +320,41 @@ def test_a_work_directory_of_other_data_or_settings_is_refused_with_the_differen
         given.fit(given.results, given.qrels)
     after = sorted((path, path.stat().st_mtime_ns) for path in (given.folder / 'work').rglob('*') if path.is_file())
     assert [row for row in before if row[0].name != '.lock'] == [row for row in after if row[0].name != '.lock']
+
+
+def test_a_miner_behind_its_attribute_is_named(given):
+    class Sparse:
+        retriever = pt.Transformer.identity()
+    with pytest.raises(ValueError, match='cannot mine: give its .retriever'):
+        given.fit(given.topics, given.qrels, negatives=Sparse(), corpus=given.loader)
+
+
+def test_validation_of_which_most_is_not_relevant_is_warned_of(given):
+    few = given.qrels['qid'].isin(['q0', 'q1'])
+    qrels = given.qrels.assign(docno=given.qrels['docno'].where(few, 'x' + given.qrels['docno']))
+    with pytest.warns(UserWarning, match='58 of 60 validation queries have no relevant candidate'):
+        given.fit(given.results, given.qrels, given.results, qrels)
+
+
+def test_a_teacher_is_not_asked_of_queries_that_can_give_no_pair(given):
+    asked = []
+
+    def score(results):
+        asked.extend(results['qid'].unique())
+        return results.assign(score=results['text'].str.len())
+    teacher = pt.apply.generic(score, required_columns=['text'])
+    lost = given.qrels['qid'].isin(['q3', 'q4'])
+    qrels = given.qrels.assign(docno=given.qrels['docno'].where(~lost, 'x' + given.qrels['docno']))
+    with pytest.warns(UserWarning, match='2 of 60 queries have no positive or no negative'):
+        given.fit(given.results, qrels, pairwise_teacher=teacher)
+    assert sorted(asked) == sorted(set(given.topics['qid']) - {'q3', 'q4'})
+    asked.clear()
+    foreign = given.qrels.assign(docno='x' + given.qrels['docno'])
+    with pytest.raises(ValueError, match='both a positive and a negative'), \
+            pytest.warns(UserWarning, match='120 candidates without text'):
+        given.fit(given.topics, foreign, pairwise_teacher=teacher, name='mined', corpus=given.loader,
+                  negatives=pt.Transformer.from_df(given.results[['qid', 'docno', 'score', 'rank']]))
+    assert not asked
 
 
 UNUSUAL = {

@@ -28,6 +28,7 @@ from ..checks import (
 )
 from ..text_loading import TextLoader, fetch_texts, text_loader
 from ..texts import TextRows, TextStore
+from .results import check_whole
 from .store import ScoredPairs
 
 _CHUNK = 4096   # texts fetched at a time: keeps memory flat whatever the corpus
@@ -106,22 +107,29 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
                'negatives': name_of(negatives), 'pairwise_teacher': name_of(teacher)})
     source = CandidateSource(qrels, results=results, negatives=negatives, corpus=corpus, teacher=teacher,
                              text_field=text_field, scores_needed=scores_needed, counts=folder / 'dropped.json')
-    options = dict(max_pairs_per_query=max_pairs_per_query, seed=seed)
     path = folder / 'pairs'
     if (path / 'pt_meta.json').exists():
         pairs = ScoredPairs(path)
         if results is None and rank() == 0:   # the others find the pairs that it has just made
             _check_mined(pairs, topics, source, max_pairs_per_query)
-    elif results is not None and teacher is None:
-        candidates = source(topics)
-        if not len(candidates):
-            raise ValueError(f'nothing is left of {len(results)} training results: {source.dropped}')
-        pairs = ScoredPairs.from_results(candidates, qrels, path, **options)
     else:
-        pairs = ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES, verified=True, **options)
+        try:
+            pairs = _made(source, topics, qrels, path, max_pairs_per_query=max_pairs_per_query, seed=seed)
+        except ValueError:
+            source.report()   # which may be why
+            raise
     source.report()
     return Examples(pairs, query_store(pairs, topics, folder / 'queries'),
                     doc_store(pairs, results, corpus, folder / 'docs', text_field), source.dropped, source.positives)
+
+
+def _made(source: CandidateSource, topics: pd.DataFrame, qrels: pd.DataFrame, path: Path, **draw: Any) -> ScoredPairs:
+    if source.results is None or source.teacher is not None:
+        return ScoredPairs.from_pipeline(source, topics, qrels, path, chunk=_QUERIES, verified=True, **draw)
+    candidates = source(topics)
+    if not len(candidates):
+        raise ValueError(f'nothing is left of {len(source.results)} training results: {source.dropped}')
+    return ScoredPairs.from_results(candidates, qrels, path, **draw)
 
 
 def _check_mined(pairs: ScoredPairs, topics: pd.DataFrame, source: CandidateSource, most: int | None) -> None:
@@ -205,7 +213,7 @@ class CandidateSource(pt.Transformer):
     def transform(self, topics: pd.DataFrame) -> pd.DataFrame:
         """Candidates of `topics` (qid, query), with `text_field` and `score`."""
         pt.validate.query_frame(topics, extra_columns=['query'], context=self)
-        found = self._with_scores(self.with_text(self.with_relevant(topics)))
+        found = self._with_scores(self._of_use(self.with_text(self.with_relevant(topics))))
         if self._now:
             self._counted[topics['qid'].iloc[0]] = self._now
             if self.counts is not None:
@@ -274,6 +282,16 @@ class CandidateSource(pt.Transformer):
         self._count('candidates without text', int(lacking.sum()))
         return found[~lacking].reset_index(drop=True)
 
+    def _of_use(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Candidates of queries that have both a positive and a negative: a teacher need not score others."""
+        if self.teacher is None:
+            return found
+        relevant = found[['qid', 'docno']].merge(self.positives, how='left', indicator='side')['side'] == 'both'
+        if not relevant.any():
+            check_whole(found, self.qrels)
+        kinds = relevant.groupby(found['qid']).nunique()
+        return found[found['qid'].map(kinds).eq(2)].reset_index(drop=True)
+
     def _with_scores(self, found: pd.DataFrame) -> pd.DataFrame:
         if self.teacher is not None and len(found):
             scored = self.teacher(found.drop(columns='score', errors='ignore'))
@@ -284,7 +302,7 @@ class CandidateSource(pt.Transformer):
             found = found.drop(columns='score', errors='ignore').merge(
                 scored[['qid', 'docno', 'score']], on=['qid', 'docno'], how='inner')
             self._count('candidates that the pairwise teacher did not score', before - len(found))
-        elif not self.scores_needed:
+        elif self.teacher is not None or not self.scores_needed:
             found = found.assign(score=0.0)
         return found
 

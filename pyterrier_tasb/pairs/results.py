@@ -79,7 +79,7 @@ def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query:
     labelled = labelled.merge(qrels, on=['qid', 'docno'], how='left').fillna({'label': 0})
     positive = labelled['label'] > 0
     if not positive.any():
-        _check_whole(results, qrels)
+        check_whole(results, qrels)
     pairs = labelled[positive].merge(labelled[~positive], on='qid', suffixes=('_pos', '_neg'))
     pairs = pd.DataFrame({'qid': pairs['qid'], 'pos': pairs['docno_pos'], 'neg': pairs['docno_neg'],
                           'margin': (pairs['score_pos'] - pairs['score_neg']).astype(np.float32)})
@@ -91,7 +91,7 @@ def pairs_frame(results: pd.DataFrame, qrels: pd.DataFrame, max_pairs_per_query:
     return pairs[key.groupby(pairs['qid']).rank(method='first') <= max_pairs_per_query].reset_index(drop=True)
 
 
-def _check_whole(results: pd.DataFrame, qrels: pd.DataFrame) -> None:
+def check_whole(results: pd.DataFrame, qrels: pd.DataFrame) -> None:
     """Refuse passages of judged documents: their ids are others.
 
     Raises:

@@ -14,12 +14,12 @@ import pyterrier as pt
 
 from .._files import (
     OnDisk,
+    artifact_meta,
     atomic_dir,
     check_new,
     check_unharmed,
     disk_named,
     file_fingerprint,
-    read_json,
     write_json,
 )
 from ..texts import StringArray, TextStore
@@ -61,7 +61,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no scored pairs: ScoredPairs.from_results(…), from_pipeline(…), '
                              'from_teacher_file(…) or from_docpairs(…) makes them')
-        self.fingerprint: str = read_json(folder / 'pt_meta.json', needs=['fingerprint'])['fingerprint']
+        self.fingerprint: str = artifact_meta(folder, ScoredPairs, ['fingerprint'])['fingerprint']
         check_unharmed(folder, _fingerprint(folder), self.fingerprint)
         self.qids: Sequence[str] = StringArray(folder / 'qids')
         self.docnos: Sequence[str] = StringArray(folder / 'docnos')

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyterrier as pt
 
-from .._files import atomic_dir, atomic_file, check_new, fingerprint, read_json, write_json
+from .._files import artifact_meta, atomic_dir, atomic_file, check_new, fingerprint, write_json
 from .._warn import warn
 from ..checks import check_count
 
@@ -58,7 +58,7 @@ class QueryClusters(pt.Artifact):
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no query clusters: QueryClusters.fit(vectors, qids=…).save(path), or '
                              'read_text(…).save(path), makes them')
-        meta = read_json(folder / 'pt_meta.json', needs=['fingerprint', 'n_clusters'])
+        meta = artifact_meta(folder, QueryClusters, ['fingerprint', 'n_clusters'])
         try:
             assignment, centroids, qids = (np.load(file, allow_pickle=False) if file.exists() else None for file in (
                 folder / 'assignment.npy', folder / 'centroids.npy', folder / 'qids.npy'))

@@ -24,6 +24,9 @@ def in_batch_teacher_of(teacher: Any, text_field: str = 'text') -> Any:
         ValueError: It cannot teach, or there is no such checkpoint.
     """
     if isinstance(teacher, (str, os.PathLike)):
+        if (Path(teacher) / 'pt_meta.json').exists():   # an artifact, which checkpoints are not
+            from .plan_scores import TeacherScores
+            return TeacherScores(teacher)
         from .late_interaction import LateInteraction
         return LateInteraction(teacher)
     if type(teacher) is WeightedSum:   # a subclass may bind in its own way

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import claim, fingerprint
 from .._locks import world_size
-from ..checks import check_overlap, check_qrels, check_topics_or_results, first, is_blank
+from ..checks import check_miner, check_overlap, check_qrels, check_relevant, check_topics_or_results, first, is_blank
 from ..encoding.precision import check_trains
 from ..encoding.transfer import moved
 from ..pairs.examples import CandidateSource, Examples, frame_fingerprint, prepare
@@ -36,6 +36,7 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                   resume: bool, kept: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
     check_trains(teacher.amp, teacher.device)
+    check_miner(negatives)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     begun = begun_with(teacher._unfinished if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
     weights, lengths = begun[2], [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
@@ -135,6 +136,7 @@ def _validation(teacher: LateInteraction, topics_or_res: pd.DataFrame | None, qr
     if blank.any():
         raise ValueError(f'{int(blank.sum())} of {len(results)} validation results have no text (docnos '
                          f'{first(results.loc[blank, "docno"])}): load it, or drop them')
+    check_relevant(results, qrels)
     qrels = qrels[qrels['qid'].isin(set(results['qid']))]   # what is not validated counts for nothing
     parsed = ir_measures.parse_measure(teacher.training.measure)
 

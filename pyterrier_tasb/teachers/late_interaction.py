@@ -87,6 +87,8 @@ class LateInteraction(pt.Estimator):
         Raises:
             ValueError: There is no checkpoint that can be used, or a setting cannot be.
         """
+        if not isinstance(training, (Training, type(None))):
+            raise ValueError(f'training={training!r:.80}: give Training(…), or None')
         super().__init__()
         self.model_name = str(model_name)
         self.text_field, self.cache_dir, self.verbose, self.amp = text_field, cache_dir, verbose, amp

@@ -11,6 +11,7 @@ import numpy as np
 import pyterrier as pt
 
 from .._files import (
+    artifact_meta,
     atomic_dir,
     check_unharmed,
     differences,
@@ -53,7 +54,7 @@ class TeacherScores(pt.Artifact):
         if not (folder / 'pt_meta.json').exists():
             raise ValueError(f'{folder} holds no whole teacher scores: TeacherScores.build(path, teacher, plan, …) '
                              'makes them, or goes on where it was interrupted')
-        meta = read_json(folder / 'pt_meta.json', needs=_KEY + ('fingerprint',))
+        meta = artifact_meta(folder, TeacherScores, _KEY + ('fingerprint',))
         self.first, self.last, self.plan_fingerprint = meta['first'], meta['last'], meta['plan']
         self.batch_size, self.teacher, self.texts = meta['batch_size'], meta['teacher'], meta['texts']
         self._scores = _map(folder, (self.last - self.first, self.batch_size, 2 * self.batch_size))
