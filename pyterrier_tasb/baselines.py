@@ -98,6 +98,21 @@ def bm25(corpus: Corpus, path: str | os.PathLike, *, engine: str = 'auto', k1: f
                   f'{name} (Terrier, k1={k1:g}, b={b:g})')
 
 
+class UsersQuery(WithoutSettings):
+    """`pt.rewrite.reset()`, before which a cutoff can be made: Terrier then searches for no more."""
+
+    schematic = {'label': 'reset query'}
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Results with the query that was rewritten."""
+        pt.validate.result_frame(inp, extra_columns=['query', 'query_0'], context=self)
+        return pt.model.pop_queries(inp)
+
+    def fuse_rank_cutoff(self, k: int) -> pt.Transformer:
+        """Cut before."""
+        return pt.RankCutoff(k) >> self
+
+
 def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int, expansion: pt.Transformer | None,
              tokeniser: str) -> pt.Transformer:
     if not pt.java.started():
@@ -109,7 +124,7 @@ def _terrier(corpus: Corpus, path: Path, k1: float, b: float, num_results: int, 
         str(part), meta={'docno': longest}, text_attrs=['text'], tokeniser=tokeniser))
     search = pt.terrier.TerrierIndex(str(path)).bm25(k1=k1, b=b, num_results=num_results)
     # Terrier reads operators in queries: it gets tokens, the stages after it the user's words
-    return CheckedQueries() >> pt.rewrite.tokenise(tokeniser) >> search >> pt.rewrite.reset() >> WithoutDocid()
+    return CheckedQueries() >> pt.rewrite.tokenise(tokeniser) >> search >> UsersQuery() >> WithoutDocid()
 
 
 def _pisa(corpus: Corpus, path: Path, k1: float, b: float, num_results: int,

@@ -55,6 +55,14 @@ def test_results_have_the_users_query_and_no_docid(sparse, toy_topics):
     assert set(results['qid']) == set(toy_topics['qid'])
 
 
+def test_a_cutoff_reaches_the_engine(sparse, toy_topics):
+    cut = sparse.retriever % 3
+    compiled = cut.compile()
+    assert not any(isinstance(stage, pt.RankCutoff) for stage in compiled)
+    pd.testing.assert_frame_equal(compiled(toy_topics).sort_values(['qid', 'rank'], ignore_index=True),
+                                  cut(toy_topics).sort_values(['qid', 'rank'], ignore_index=True))
+
+
 def test_the_document_about_the_query_comes_first(sparse, toy_topics, toy_qrels):
     assert pt.Evaluate(sparse.retriever(toy_topics), toy_qrels, metrics=['recip_rank'])['recip_rank'] > .95
 

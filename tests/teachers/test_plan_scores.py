@@ -71,6 +71,12 @@ def test_stored_scores_equal_live_ones(plan, stores, tmp_path):
     assert (tmp_path / 'scores' / 'scores.f2').stat().st_size == STEPS * B * 2 * B * 2
 
 
+def test_stored_scores_are_bound_by_their_path(plan, stores, tmp_path):
+    scores = TeacherScores.build(tmp_path / 'scores', Table(), plan, *stores, steps=STEPS)
+    bound = bind_in_batch_teacher(str(tmp_path / 'scores'), *stores, tmp_path, plan, STEPS)
+    assert (bound[3] == scores[3]).all()
+
+
 def test_a_late_interaction_teachers_stored_scores_equal_its_live_ones(plan, stores, tmp_path, tiny_bert_dir):
     teacher = LateInteraction(tiny_bert_dir, device='cpu')
     scores = TeacherScores.build(tmp_path / 'scores', teacher, plan, *stores, steps=3)
