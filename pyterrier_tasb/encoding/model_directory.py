@@ -206,8 +206,9 @@ def _model(path: Path, trust_remote_code: bool) -> PreTrainedModel:
                 output_loading_info=True)
         except Exception as error:
             raise ValueError(f'{path} cannot be loaded: {type(error).__name__}: {error}') from error
-    if getattr(model.config, 'is_encoder_decoder', False):
-        raise ValueError(f'{path} is an encoder-decoder ({model.config.model_type}): give an encoder')
+    if all(hasattr(model, part) for part in ('encoder', 'decoder')):   # T5's encoder alone says that it is none
+        raise ValueError(f'{path} is an encoder-decoder, or the encoder of one ({model.config.model_type}): give an '
+                         'encoder that was trained as one')
     missing = sorted(name for name in report['missing_keys'] if not name.startswith('pooler.'))
     if missing:
         raise ValueError(f'{path}: {len(missing)} tensors of {type(model).__name__} are not among its weights '

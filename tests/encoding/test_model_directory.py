@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import (
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5EncoderModel,
+)
 
 from pyterrier_tasb import LateInteraction, TasBalanced
 from pyterrier_tasb.encoding import Encoder
@@ -21,6 +31,17 @@ def model(tiny_bert_dir, tmp_path):
 
 def tree(folder):
     return {str(path.relative_to(folder)): path.is_file() and path.read_bytes() for path in folder.rglob('*')}
+
+
+@pytest.mark.parametrize('other', [
+    T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)),
+    BartModel(BartConfig(vocab_size=9, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+                         decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8)),
+], ids=lambda other: type(other).__name__)
+def test_an_encoder_decoder_is_refused_as_one(model, other):
+    other.save_pretrained(model)
+    with pytest.raises(ValueError, match='is an encoder-decoder, or the encoder of one'):
+        TasBalanced(model)
 
 
 @pytest.mark.parametrize('name, content, message', [
