@@ -1,7 +1,6 @@
 """A corpus, in any of its forms, as documents that an index can hold."""
 from __future__ import annotations
 
-import numbers
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
@@ -9,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .numbering import Numbering
-from .texts import TextStore
+from .texts import TextStore, is_id
 
 
 class DataSet(Protocol):
@@ -94,7 +93,7 @@ def utf8(text: str) -> str:
 
 
 def _docno(docno: Any, number: int) -> str:
-    if isinstance(docno, bool) or not isinstance(docno, (str, numbers.Integral)):
+    if not is_id(docno):
         raise ValueError(f'the docno of document number {number} is {docno!r}: give a string or a whole number')
     docno = str(docno)
     try:

@@ -7,6 +7,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,7 +128,7 @@ class TextStore(OnDisk):
                         raise ValueError(f'{item!r:.80} is no (id, text) pair: of documents, give ((doc["docno"], '
                                          'doc["text"]) for doc in corpus)')
                     i, text = item
-                    if isinstance(i, bool) or not isinstance(i, (str, numbers.Integral)):
+                    if not is_id(i):
                         raise ValueError(f'the id of text number {number} is {i!r}: give a string or a whole number')
                     if not isinstance(text, str):
                         raise ValueError(f'the text of {i!r} is no string but {type(text).__name__}')
@@ -200,6 +201,11 @@ class TextRows:
 
 def _fingerprint(folder: Path) -> str:
     return file_fingerprint(*(folder / name for name in _FILES))
+
+
+def is_id(value: Any) -> bool:
+    """A string or a whole number: a missing value makes decimals of whole numbers."""
+    return isinstance(value, (str, numbers.Integral)) and not isinstance(value, bool)
 
 
 def hash_of(blob: bytes) -> int:

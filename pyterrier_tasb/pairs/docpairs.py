@@ -1,7 +1,6 @@
 """An iterable of (query_id, doc_id_a, doc_id_b), as ir_datasets has them → pairs."""
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
@@ -15,6 +14,7 @@ from more_itertools import chunked
 
 from .._files import check_new, claim, discard
 from ..checks import check_distinct, check_same, check_scores, first, name_of
+from ..texts import is_id
 from .pipeline import chunks, read_chunk, write_chunk
 from .results import IDS, from_frames
 from .store import ScoredPairs
@@ -125,7 +125,7 @@ def _row(pair: Any, number: int) -> tuple[str, str, str, float]:
 
 
 def _id(value: Any, number: int, pair: Any) -> str:
-    if not isinstance(value, (str, numbers.Integral)):   # a missing value, or a whole number that one made a decimal
+    if not is_id(value):
         raise ValueError(f'docpair {number} ({pair!r:.80}) has the id {value!r}: expected a string or a whole number')
     return str(value)
 
