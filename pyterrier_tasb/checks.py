@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import os
 import re
 import reprlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,37 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f'{name}={value!r}: must be a whole number of at least {least}')
+
+
+def check_path(name: str, value: Any, remedy: str) -> None:
+    """A path, or a name.
+
+    Raises:
+        ValueError: It is neither; the message ends with the remedy.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f'{name}= is a {type(value).__name__}, neither a path nor a name: {remedy}')
+
+
+def check_model_name(model_name: Any) -> None:
+    """What a model is loaded by.
+
+    Raises:
+        ValueError: It is neither a path nor a name, but perhaps the model itself.
+    """
+    check_path('model_name', model_name, 'give a model directory or a hub name (save_pretrained of a model and of its '
+               'tokenizer write such a directory)')
+
+
+def listed(texts: Iterable[str]) -> list[str]:
+    """Texts as a list.
+
+    Raises:
+        ValueError: They are one string, whose letters would be taken for texts.
+    """
+    if isinstance(texts, str):
+        raise ValueError(f'{texts!r:.60} is one text, where several are expected: give a list, [text]')
+    return list(texts)
 
 
 def check_same(kept: Any, now: Any, place: Path, what: str, name: str) -> None:

@@ -18,7 +18,7 @@ from . import retrieval
 from ._files import differences
 from ._locks import work_directory
 from .biencoder import DocEncoder, QueryEncoder, TextScorer
-from .checks import check_count
+from .checks import check_count, check_model_name, check_path, listed
 from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
 from .encoding.encoder import weights_fingerprint
@@ -89,8 +89,11 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             trust_remote_code: Whether code that lies with the model may run.
 
         Raises:
-            ValueError: The directory is no model that can be used; the message says what was looked for.
+            ValueError: The directory is no model that can be used; the message says what was looked for. Or a setting
+                cannot be.
         """
+        check_model_name(model_name)
+        check_count('batch_size', batch_size)
         if not isinstance(training, Training):
             raise ValueError(f'training={training!r:.80}: give Training(…)')
         super().__init__(batch_size=batch_size, text_field=text_field, verbose=verbose)
@@ -223,7 +226,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
     def _encode(self, texts: Iterable[str], side: str, batch_size: int) -> torch.Tensor:
         self._check_at_rest()
-        tokens = self.encoder.tokenise(list(texts), side)
+        tokens = self.encoder.tokenise(listed(texts), side)
         chunks = [tokens.take(np.arange(i, min(i + batch_size, len(tokens))))
                   for i in range(0, max(len(tokens), 1), batch_size)]
         return torch.cat([self._encoding(chunk) for chunk in chunks])
@@ -231,7 +234,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def _encode_distinct(self, texts: Iterable[str], side: str, verbose: bool | None) -> np.ndarray:
         self._check_at_rest()
         # what is no text is no row -1 either: the tokenizer complains of it
-        rows, distinct = pd.factorize(np.asarray(list(texts), dtype=object), use_na_sentinel=False)
+        rows, distinct = pd.factorize(np.asarray(listed(texts), dtype=object), use_na_sentinel=False)
         shown = self.verbose if verbose is None else verbose
         return self._encoding.encode(self._encoding.tokenise(list(distinct), side),
                                      progress=_ENCODING[side] if shown else None)[rows]
@@ -393,6 +396,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
                 text, a docno comes twice, or `tokens` are of other texts.
         """
         from .indexing import build_index
+        check_path('path', path, 'give the corpus first and then where the index goes, index(corpus, path)')
         self._check_at_rest()
         encoder = self.encoder
         if batch_size is not None:

@@ -249,6 +249,16 @@ CASES = {
         g.folder / 'model')), 'modules.json has the entry'),
     'a model saved over something else': (lambda g: (g.file('thesis.tex', 'x'), TasBalanced(g.model).save(
         g.folder, overwrite=True)), 'is no model directory and is not replaced'),
+    'a model that is loaded already': (lambda g: TasBalanced(AutoModel.from_pretrained(g.model)),
+                                       'model_name= is a BertModel, neither a path nor a name: give a model directory'),
+    'a teacher that is loaded already': (lambda g: LateInteraction(AutoModel.from_pretrained(g.model)),
+                                         'model_name= is a BertModel'),
+    'batches of no text': (lambda g: TasBalanced(g.model, batch_size=0), 'batch_size=0: must be a whole number of at'),
+    'batches of half a text': (lambda g: TasBalanced(g.model, batch_size=.5), 'batch_size=0.5: must be'),
+    'a text for texts': (lambda g: TasBalanced(g.model).encode_docs('rose gardening'),
+                         "'rose gardening' is one text, where several are expected: give a list"),
+    'a query for queries': (lambda g: TasBalanced(g.model).encode_queries('rose'), "'rose' is one text"),
+    'a text for texts with gradients': (lambda g: TasBalanced(g.model).encode_docs_torch('rose'), 'is one text'),
     'a length of one token': (lambda g: TasBalanced(g.model, query_max_length=1), 'query_max_length=1'),
     'an unknown precision': (lambda g: TasBalanced(g.model, amp='int4'), "amp='int4' is unknown"),
     'a teacher without weights': (lambda g: LateInteraction(g.model_dir('model.safetensors')), 'model.safetensors'),
@@ -277,6 +287,8 @@ CASES = {
         [{'docno': '\ud800', 'text': 'x'}], g.folder / 'index'), 'number 0.*name the passage otherwise'),
     'an index over something else': (lambda g: (g.file('thesis.tex', 'x'), TasBalanced(g.model).index(
         [{'docno': 'd1', 'text': 'x'}], g.folder, overwrite=True)), 'is no dense index'),
+    'an index before its corpus': (lambda g: TasBalanced(g.model).index(
+        g.folder / 'index', [{'docno': 'd1', 'text': 'x'}]), r'path= is a list.* corpus first .*index\(corpus, path\)'),
     'a document without text': (lambda g: TasBalanced(g.model).index([{'docno': 'd1'}], g.folder / 'index'), 'text'),
 }
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint
 from .._locks import work_directory
-from ..checks import check_count, check_texts
+from ..checks import check_count, check_model_name, check_texts
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of, in_own_precision
@@ -90,6 +90,7 @@ class LateInteraction(pt.Estimator):
         if not isinstance(training, (Training, type(None))):
             raise ValueError(f'training={training!r:.80}: give Training(…), or None')
         super().__init__()
+        check_model_name(model_name)
         self.model_name = str(model_name)
         self.text_field, self.cache_dir, self.verbose, self.amp = text_field, cache_dir, verbose, amp
         self.device, self.trust_remote_code = device_of(device), trust_remote_code
