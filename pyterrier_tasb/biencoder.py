@@ -8,7 +8,7 @@ import pandas as pd
 import pyterrier as pt
 from pyterrier_dr.biencoder import BiDocEncoder, BiQueryEncoder, BiScorer
 
-from .checks import check_texts
+from .checks import check_texts, with_lost_queries
 
 _ROWS = 4096   # scored at a time: 200,000 rows of 768 dimensions would take 600 MB a side
 
@@ -34,6 +34,7 @@ class QueryEncoder(_Stage, BiQueryEncoder):
         with pt.validate.any(inp, context=self) as v:
             v.query_frame(extra_columns=['query'])
             v.columns(includes=['query'])
+        inp = with_lost_queries(inp)
         check_texts(inp, 'query', context=self)
         return inp.assign(query_vec=list(self.bi_encoder_model.encode_queries(inp['query'], verbose=self.verbose)))
 
@@ -59,6 +60,7 @@ class TextScorer(_Stage, BiScorer):
             for query in ('query_vec', 'query'):
                 for doc in ('doc_vec', self.text_field):
                     v.columns(includes=[query, doc])
+        inp = with_lost_queries(inp)
         queries = self._vectors(inp, 'query_vec', 'query', self.bi_encoder_model.encode_queries)
         docs = self._vectors(inp, 'doc_vec', self.text_field, self.bi_encoder_model.encode_docs)
         scores = np.empty(len(inp), dtype=np.float64)

@@ -49,6 +49,15 @@ def check_texts(frame: pd.DataFrame, *columns: str, context: Any = None) -> None
                              f', first {wrong[column].iloc[0]!r:.60}: load it, or drop these rows')
 
 
+def with_lost_queries(frame: pd.DataFrame) -> pd.DataFrame:
+    """The query of a row that has none is that of its qid: a sum of pipelines keeps the queries of one side only."""
+    if not {'qid', 'query'} <= set(frame.columns) or not frame['query'].isna().any():
+        return frame
+    lost = frame['query'].isna()
+    known = frame[~lost].drop_duplicates('qid').set_index('qid')['query']
+    return frame.assign(query=frame['query'].astype(object).where(~lost, frame['qid'].map(known)))
+
+
 def warn_of_untaught(student: pt.Transformer) -> None:
     """Say that a stage before it, which a pipeline's `fit` trains as well, does not teach it."""
     frame = sys._getframe()
@@ -224,11 +233,7 @@ def _users_queries(frame: pd.DataFrame, what: str) -> pd.DataFrame:
             warn(f'{rewritten} queries of the {what} frame were rewritten on the way: their own words, column '
                  f'{first_of_all!r}, are taken. pt.rewrite.reset() brings them back for the stages between')
             frame = frame.assign(query=theirs)
-    lost = frame['query'].isna()
-    if lost.any():   # a sum of pipelines keeps the query of rows that both sides have
-        known = frame[~lost].drop_duplicates('qid').set_index('qid')['query']
-        frame = frame.assign(query=frame['query'].astype(object).where(~lost, frame['qid'].map(known)))
-    return frame
+    return with_lost_queries(frame)
 
 
 def check_distinct(results: pd.DataFrame, what: str) -> None:

@@ -71,7 +71,7 @@ def test_results_without_text_or_query_do_not_keep_the_score_that_they_have(tasb
 @pytest.mark.parametrize('value', [None, float('nan'), pd.NA, 3])
 @pytest.mark.parametrize('column', ['query', 'text'])
 def test_what_is_no_text_has_no_score_of_another(tasb, tiny_bert_dir, value, column):
-    results = frame('qid', 'query', 'docno', 'text').astype(object)
+    results = frame('qid', 'query', 'docno', 'text').astype(object).assign(qid=['q1', 'q2'])
     results[column] = [results[column][0], value]
     for scorer in tasb, tasb.text_scorer(), LateInteraction(tiny_bert_dir):
         with pytest.raises(ValueError, match=f"1 of 2 values of column '{column}' are no text"):
@@ -83,13 +83,28 @@ def test_what_is_no_text_has_no_vector(tasb, toy_corpus, value, tmp_path):
     dense = tasb.retriever(tasb.index(toy_corpus[:4], tmp_path / 'few.flex'))
     for columns, encoders in ((['qid', 'query'], (tasb, tasb.query_encoder(), dense)),
                               (['docno', 'text'], (tasb, tasb.doc_encoder()))):
-        texts = frame(*columns).astype(object)
+        texts = frame(*columns).astype(object).assign(**{columns[0]: ['one', 'another']})
         texts[columns[1]] = ['rose gardening', value]
         for encodes in encoders:
             with pytest.raises(ValueError, match=f"1 of 2 values of column '{columns[1]}' are no text"):
                 encodes(texts)
     with pytest.raises(ValueError, match='text 1 of 2 is no string'):
         tasb.encode_docs(['rose gardening', value])
+
+
+@pytest.mark.parametrize('ids', [str, 'category'])
+@pytest.mark.parametrize('make', [lambda path: TasBalanced(path, amp='off'), LateInteraction,
+                                  lambda path: TasBalanced(path, amp='off').query_encoder()],
+                         ids=['scorer', 'teacher', 'query encoder'])
+def test_a_query_that_a_sum_of_pipelines_lost_is_that_of_its_qid(tiny_bert_dir, toy_results, toy_topics, make, ids):
+    stage, candidates = make(tiny_bert_dir), toy_results.drop(columns='text')
+    one, other = (pt.Transformer.from_df(candidates[rows]) for rows in (candidates['rank'] < 7, candidates['rank'] > 4))
+    results = (one + other)(toy_topics).merge(toy_results[['qid', 'docno', 'text']]).astype({'qid': ids})
+    given = results.copy()
+    assert results['query'].isna().sum() == 5 * len(toy_topics)
+    whole = results.assign(query=results['qid'].astype(str).map(toy_topics.set_index('qid')['query']).astype(object))
+    pd.testing.assert_frame_equal(stage(results), stage(whole))
+    pd.testing.assert_frame_equal(results, given)
 
 
 def test_vectors_are_float32_and_order_is_kept(tasb):

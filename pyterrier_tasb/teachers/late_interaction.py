@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from .._files import fingerprint
 from .._locks import work_directory
-from ..checks import check_count, check_model_name, check_texts
+from ..checks import check_count, check_model_name, check_texts, with_lost_queries
 from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of, in_own_precision
@@ -157,6 +157,7 @@ class LateInteraction(pt.Estimator):
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Results with `score` and `rank`."""
         pt.validate.result_frame(inp, extra_columns=['query', self.text_field], context=self)
+        inp = with_lost_queries(inp)
         check_texts(inp, 'query', self.text_field, context=self)
         rows, texts = pd.factorize(inp[self.text_field].astype(object))
         query_rows, queries = pd.factorize(inp['query'].astype(object))
