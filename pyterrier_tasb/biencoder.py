@@ -1,7 +1,10 @@
 """What an encoder is in a pipeline: pyterrier_dr's transformers, which here look at the texts that they are given."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,8 +12,31 @@ import pyterrier as pt
 from pyterrier_dr.biencoder import BiDocEncoder, BiQueryEncoder, BiScorer
 
 from .checks import check_texts, with_lost_queries
+from .encoding.settings import shallow
 
 _ROWS = 4096   # scored at a time: 200,000 rows of 768 dimensions would take 600 MB a side
+
+
+class Bare:
+    """Stands for an encoder in the pickles of its stages, and comes out as an encoder without some attributes.
+
+    Args:
+        encoder: Which keeps this object: what is once in a pickle is one encoder when it comes out, whose stages see
+            what is set on it.
+        without: Attributes that are None then.
+    """
+
+    def __init__(self, encoder: pt.Transformer, without: Sequence[str]) -> None:
+        self.encoder, self.without = weakref.ref(encoder), without
+
+    def __reduce__(self) -> tuple:
+        encoder = self.encoder()
+        return object.__new__, (type(encoder),), {**vars(encoder), **dict.fromkeys(self.without)}
+
+
+def itself(encoder: pt.Transformer) -> pt.Transformer:
+    """What a :class:`Bare` has become, for who pickles an encoder as that and more."""
+    return encoder
 
 
 class _Stage:
@@ -24,6 +50,17 @@ class _Stage:
 
     def __hash__(self) -> int:
         return hash(self._key())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), 'bi_encoder_model': self.bi_encoder_model._in_pickles}   # what is pickled only encodes
+
+    def __copy__(self) -> _Stage:
+        return shallow(self)
+
+    def __deepcopy__(self, memo: dict) -> _Stage:
+        other = shallow(self)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
 
 class QueryEncoder(_Stage, BiQueryEncoder):

@@ -1,6 +1,7 @@
 """`TasBalanced`: a dense encoder that is trained with TAS-Balanced and used like any PyTerrier bi-encoder."""
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 import threading
@@ -17,7 +18,7 @@ import torch
 from . import retrieval
 from ._files import differences
 from ._locks import work_directory
-from .biencoder import DocEncoder, QueryEncoder, TextScorer
+from .biencoder import Bare, DocEncoder, QueryEncoder, TextScorer, itself
 from .checks import check_count, check_model_name, check_path, listed
 from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
@@ -29,6 +30,7 @@ from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
 from .training.config import Training
 
+_FOR_FIT = 'pairwise_teacher', 'in_batch_teacher', 'negatives', 'corpus', 'clusters', 'cluster_encoder'
 _ENCODING = {'query': 'Encoding queries', 'doc': 'Encoding passages'}
 
 
@@ -113,6 +115,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self.amp, self.query_max_length, self.doc_max_length = settings_of(self._encoder)
         self._learning_in: int | None = None   # the thread that is training the weights
         self._encoding_of: tuple[Encoder, Encoder] | None = None
+        self._bare: Bare | None = None
         self._weights: str | None = None   # a fingerprint, once it was asked for
         self._shared = False   # the weights, with another transformer
         # how the weights were trained: by `fit`, or before they were saved
@@ -473,6 +476,23 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
     def __copy__(self) -> TasBalanced:
         """One that shares weights, until either is trained."""
         return sharing(self)
+
+    def __deepcopy__(self, memo: dict) -> TasBalanced:
+        """One with weights and teachers of its own, and the same miner and corpus, which may have no copies."""
+        other = memo[id(self)] = shallow(self)
+        vars(other).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()
+                            if name not in ('negatives', 'corpus', '_bare')})
+        return other
+
+    def __reduce__(self) -> tuple:
+        return itself, (self._in_pickles,), {name: getattr(self, name) for name in _FOR_FIT}
+
+    @property
+    def _in_pickles(self) -> Bare:
+        """This encoder in pickles of its stages: without miner and teachers, some of which cannot be pickled."""
+        if self._bare is None or self._bare.encoder() is not self:   # but that of who this is a copy of
+            self._bare = Bare(self, (*_FOR_FIT, '_bare'))
+        return self._bare
 
     def apply_attributes(self, **attributes: Any) -> TasBalanced:
         """The same weights with other settings; called by `pt.inspect.transformer_apply_attributes`.

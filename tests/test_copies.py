@@ -4,12 +4,15 @@ import pickle
 import shutil
 
 import numpy as np
+import pandas as pd
+import pyterrier as pt
 import pytest
 from transformers import AutoTokenizer
 
-from pyterrier_tasb import ScoredPairs, TasBalanced, TextStore
+from pyterrier_tasb import LateInteraction, ScoredPairs, TasBalanced, TextStore
 from pyterrier_tasb.collection import TextLoader
 from pyterrier_tasb.encoding import TokenStore
+from pyterrier_tasb.retrieval import WithoutDocid
 
 
 def _texts(path, n, word='rose'):
@@ -54,6 +57,62 @@ def test_copies_share_a_store(store, copied):
 def test_a_student_is_copied_without_its_corpus(tiny_bert_dir, tmp_path):
     store = _texts(tmp_path / 'texts', 3)
     assert copy.deepcopy(TasBalanced(tiny_bert_dir, corpus=store)).corpus is store
+
+
+class Uncopied(pt.Transformer):
+    """What holds objects of Java or PISA."""
+
+    def transform(self, inp):
+        return inp
+
+    def __reduce__(self):
+        raise TypeError('cannot pickle')
+
+
+STAGES = ['query_encoder', 'doc_encoder', 'text_scorer']
+
+
+@pytest.mark.parametrize('stage', STAGES)
+def test_a_stage_is_pickled_without_what_only_fit_needs(tiny_bert_dir, toy_results, stage):
+    plain = TasBalanced(tiny_bert_dir, amp='off')
+    tasb = TasBalanced(tiny_bert_dir, amp='off', negatives=Uncopied(), corpus=Uncopied(), clusters='clusters.tsv',
+                       pairwise_teacher=Uncopied(), in_batch_teacher=LateInteraction(tiny_bert_dir),
+                       cluster_encoder=TasBalanced(tiny_bert_dir, doc_max_length=50))
+    ours = getattr(tasb, stage)()
+    blob, blob_of_plain = pickle.dumps(ours), pickle.dumps(getattr(plain, stage)())
+    other = pickle.loads(blob)
+    assert other == ours and hash(other) == hash(ours) and repr(other) == repr(ours) and len(blob) == len(blob_of_plain)
+    assert other.bi_encoder_model.negatives is other.bi_encoder_model.in_batch_teacher is None
+    pd.testing.assert_frame_equal(other(toy_results[:9]), ours(toy_results[:9]))
+    assert isinstance(tasb.negatives, Uncopied) and isinstance(copy.copy(tasb).negatives, Uncopied)
+
+
+@pytest.mark.parametrize('stage', STAGES)
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=['deep', 'pickled'])
+@pytest.mark.parametrize('order', [1, -1])
+def test_a_stage_that_is_copied_with_its_encoder_stays_its_stage(tiny_bert_dir, stage, copied, order):
+    tasb = TasBalanced(tiny_bert_dir, negatives=WithoutDocid(), in_batch_teacher='colbert')
+    both = [tasb, getattr(tasb, stage)()]
+    other, its_stage = copied(both[::order])[::order]
+    assert its_stage.bi_encoder_model is other is not tasb and other.model is not tasb.model and other == tasb
+    assert other.negatives == WithoutDocid() and other.in_batch_teacher == 'colbert'
+    assert copy.copy(both[1]).bi_encoder_model is tasb
+
+
+def test_a_miner_that_uses_the_encoder_is_pickled_with_it(tiny_bert_dir):
+    tasb = TasBalanced(tiny_bert_dir)
+    tasb.negatives, tasb.pairwise_teacher = tasb.query_encoder(), tasb
+    other = pickle.loads(pickle.dumps(tasb))
+    assert other.negatives.bi_encoder_model is other.pairwise_teacher is other
+
+
+def test_a_deep_copy_shares_a_miner_that_cannot_be_copied(tiny_bert_dir):
+    tasb = TasBalanced(tiny_bert_dir, negatives=Uncopied(), corpus=Uncopied())
+    encoder, scorer = copy.deepcopy([tasb, tasb.text_scorer()])
+    assert encoder.negatives is tasb.negatives and encoder.corpus is tasb.corpus and encoder == tasb
+    assert scorer.bi_encoder_model is encoder and encoder.model is not tasb.model
+    with pytest.raises(TypeError, match='cannot pickle'):
+        pickle.dumps(tasb)   # which says that the miner does not get there
 
 
 def test_a_pickle_of_what_is_gone_says_so(tmp_path):
