@@ -4,15 +4,20 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyterrier as pt
+import pyterrier_dr
 from pyterrier_dr.biencoder import BiDocEncoder, BiQueryEncoder, BiScorer
 
 from .checks import check_texts, with_lost_queries
 from .encoding.settings import shallow
+from .retrieval import check_weights
+
+if TYPE_CHECKING:
+    from .tasbalanced import TasBalanced
 
 _ROWS = 4096   # scored at a time: 200,000 rows of 768 dimensions would take 600 MB a side
 
@@ -74,6 +79,29 @@ class QueryEncoder(_Stage, BiQueryEncoder):
         inp = with_lost_queries(inp)
         check_texts(inp, 'query', context=self)
         return inp.assign(query_vec=list(self.bi_encoder_model.encode_queries(inp['query'], verbose=self.verbose)))
+
+
+class IndexQueryEncoder(QueryEncoder):
+    """Adds `query_vec` for the search of an index, and warns if the encoder was trained since it made that."""
+
+    schematic = {'label': 'QueryEncoder'}
+
+    def __init__(self, bi_encoder_model: TasBalanced, index: pyterrier_dr.FlexIndex, verbose: bool | None = None,
+                 batch_size: int | None = None) -> None:
+        super().__init__(bi_encoder_model, verbose=verbose, batch_size=batch_size)
+        self.index = index
+
+    def _key(self) -> tuple:
+        return *super()._key(), self.index.index_path
+
+    def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
+        """Encode each distinct query once."""
+        out = super().transform(inp)
+        if len(inp):
+            # the object's own meta, which is that of the vectors it searches: others may lie at the path by now
+            meta, = self.index.payload(return_dvecs=False, return_docnos=False)
+            check_weights(meta, self.index, self.bi_encoder_model)
+        return out
 
 
 class DocEncoder(_Stage, BiDocEncoder):

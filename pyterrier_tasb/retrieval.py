@@ -104,6 +104,11 @@ def check_made_by(index: pyterrier_dr.FlexIndex, encoder: TasBalanced) -> None:
     if meta.get('vec_size', encoder.encoder.dim) != encoder.encoder.dim:
         raise ValueError(f'{index.index_path} has vectors of {meta["vec_size"]} numbers, {encoder!r} makes '
                          f'{encoder.encoder.dim}: index the corpus with it')
+    check_weights(meta, index, encoder)
+
+
+def check_weights(meta: dict[str, Any], index: pyterrier_dr.FlexIndex, encoder: TasBalanced) -> None:
+    """Warn of an index whose `meta` says that other weights made it."""
     if meta.get(WEIGHTS, encoder.weights_fingerprint) != encoder.weights_fingerprint:
         warn(f'{index.index_path} was made with other weights than those of {encoder!r}: index the corpus '
              'again, to a new path or with overwrite=True')

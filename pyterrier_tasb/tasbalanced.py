@@ -18,7 +18,7 @@ import torch
 from . import retrieval
 from ._files import differences
 from ._locks import work_directory
-from .biencoder import Bare, DocEncoder, QueryEncoder, TextScorer, itself
+from .biencoder import Bare, DocEncoder, IndexQueryEncoder, QueryEncoder, TextScorer, itself
 from .checks import check_count, check_model_name, check_path, listed
 from .documents import Corpus
 from .encoding import Encoder, Tokens, TokenStore, model_directory
@@ -457,11 +457,12 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
 
         Raises:
             ValueError: `index` is no dense index or has vectors of another length, `num_results` is below 1, or `text`
-                cannot load text. An index that says that other weights made it is warned of.
+                cannot load text. An index that says that other weights made it is warned of, here and when
+                it is searched.
         """
         index = retrieval.opened(index)
         retrieval.check_made_by(index, self)
-        return retrieval.build_retriever(self.query_encoder(), index, text=text, num_results=num_results,
+        return retrieval.build_retriever(IndexQueryEncoder(self, index), index, text=text, num_results=num_results,
                                          text_field=self.text_field, device=device or self.device)
 
     # ---- identity ----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`TasBalanced` as PyTerrier sees it: an encoder, a re-ranker, an estimator, with an identity."""
 import copy
+import pickle
 import shutil
 import threading
 import time
@@ -14,9 +15,11 @@ import pyterrier_dr
 import pytest
 import torch
 from ir_measures import RR, nDCG
+from pyterrier_dr import FlexIndex
 
 from pyterrier_tasb import LateInteraction, QueryClusters, ScoredPairs, TasBalanced, TextStore, Training, WeightedSum
 from pyterrier_tasb._files import read_json
+from pyterrier_tasb.biencoder import IndexQueryEncoder
 from pyterrier_tasb.encoding import encoder, token_store, tokenise
 from pyterrier_tasb.encoding.encoder import weights_fingerprint
 from pyterrier_tasb.training.dual import dual_loss
@@ -127,7 +130,8 @@ def test_torch_vectors_carry_gradients(tasb):
 
 
 @pytest.mark.parametrize('make', [lambda t: t, lambda t: t.query_encoder(), lambda t: t.doc_encoder(),
-                                  lambda t: t.text_scorer()], ids=['encoder', 'query', 'doc', 'scorer'])
+                                  lambda t: t.text_scorer(), lambda t: IndexQueryEncoder(t, FlexIndex('corpus.flex'))],
+                         ids=['encoder', 'query', 'doc', 'scorer', 'of an index'])
 def test_pyterriers_own_transformer_tests(tasb, make):
     import unittest
     case = pt.testing.transformer_test_class(lambda: make(tasb))
@@ -857,6 +861,37 @@ def test_an_index_of_other_weights_is_warned_of(tasb, toy_corpus, toy_results, t
         {'docno': docno, 'doc_vec': np.ones(3, np.float32)} for docno in ('one', 'two'))
     with pytest.raises(ValueError, match=r'has vectors of 3 numbers, .* makes \d+: index the corpus with it'):
         tasb.retriever(path)
+
+
+def test_a_retriever_made_before_the_fit_says_that_its_index_is_of_other_weights(
+        tasb, toy_corpus, toy_topics, toy_results, toy_qrels, tmp_path, recwarn):
+    index = tasb.index(toy_corpus, tmp_path / 'index.flex')
+    dense, other, fresh = (tasb.retriever(path) for path in (index, index.index_path, tmp_path / 'index.flex'))
+    made = {'whole': dense, 'cut': dense % 3, 'compiled': (dense % 3).compile(), 'copied': copy.copy(dense),
+            'summed': other + dense, 'applied': pt.inspect.transformer_apply_attributes(dense[0], verbose=False)}
+    for pipeline in made.values():
+        pipeline(toy_topics)
+    assert not any('other weights' in str(said.message) for said in recwarn)
+    tasb.fit(toy_results, toy_qrels)
+    for pipeline in *made.values(), pickle.loads(pickle.dumps(dense)):
+        with pytest.warns(UserWarning, match='made with other weights than those of .* again, to a new path') as said:
+            pipeline(toy_topics)
+        assert {one.filename for one in said if 'other weights' in str(one.message)} == {__file__}
+    recwarn.clear()
+    tasb.index(toy_corpus, tmp_path / 'index.flex', overwrite=True)
+    fresh(toy_topics), dense(toy_topics.iloc[:0])   # which had not opened the old one; which searches nothing
+    assert not any('other weights' in str(said.message) for said in recwarn)
+    with pytest.warns(UserWarning, match='made with other weights'):
+        dense(toy_topics)   # still the old vectors
+
+
+def test_a_retriever_is_known_by_encoder_and_index(tasb, tiny_bert_dir, toy_corpus, tmp_path):
+    one, other = (tasb.index(toy_corpus, tmp_path / name) for name in 'ab')
+    same = TasBalanced(tiny_bert_dir, amp='off', device='cpu').retriever(tmp_path / 'a')
+    assert tasb.retriever(one) == tasb.retriever(one.index_path) == same != tasb.retriever(other)
+    assert hash(tasb.retriever(one)[0]) == hash(same[0])
+    assert tasb.retriever(one)[0] == pickle.loads(pickle.dumps(same))[0] == copy.deepcopy(same)[0]
+    assert repr(tasb.retriever(one)[0]) == repr(tasb.query_encoder())
 
 
 def test_fit_index_fit_index_answers_from_the_new_vectors(tasb, toy_corpus, toy_topics, toy_results, toy_qrels,
