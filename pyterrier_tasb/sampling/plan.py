@@ -58,7 +58,8 @@ class BatchPlan:
         clusters: The queries' clusters; needed unless `sampling='random'`.
         sampling: 'tas-balanced', 'tas' (pairs uniform) or 'random' (queries and pairs uniform).
         batch_size: B.
-        clusters_per_batch: n, clusters that share a batch; small ones are topped up from further clusters.
+        clusters_per_batch: n, clusters that share a batch: B // n queries of each, one more of the first B mod n. What
+            small clusters lack comes from further ones, B // n of each at most, and from any once all are drawn.
         n_bins: h.
         size_power: Clusters are drawn with probability proportional to size**size_power; 0 is the paper's.
         seed: The plan's seed.
@@ -130,14 +131,14 @@ class BatchPlan:
         return query.astype(np.int64), np.full(self.batch_size, -1, dtype=np.int64)
 
     def _topic_queries(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        quota = self.batch_size // self.clusters_per_batch
+        share, more = divmod(self.batch_size, self.clusters_per_batch)
         queries, drawn, missing = [], [], self.batch_size
         while missing:
             cluster = self._unseen_cluster(rng, drawn)
             members = self.clusters.members(cluster)
+            # a share for each, also for those that make up for small ones: none fills what several lack
+            wanted = min(missing, len(members), share + (len(drawn) < more))
             drawn.append(cluster)
-            # equal shares first; the last cluster, and any after it, gives what the batch still lacks
-            wanted = min(missing, len(members), quota if len(drawn) < self.clusters_per_batch else missing)
             queries.append(members[rng.choice(len(members), wanted, replace=False, shuffle=False)])
             missing -= wanted
             if missing and len(drawn) == len(self._drawable):

@@ -42,7 +42,7 @@ class Training:
         clusters: k, number of query clusters; None takes one for every 200 training queries, and at most one for every
             ten clusters that the run draws.
         spherical: k-means by inner product on unit vectors (the reference code) instead of Euclidean (the paper).
-        clusters_per_batch: n, clusters a batch draws from.
+        clusters_per_batch: n, clusters that share a batch equally.
         n_bins: h, margin bins of a query.
         size_power: A cluster is drawn with probability proportional to size**size_power; 0 (the paper) is uniform.
         max_pairs_per_query: Pairs kept of a query whose positives and negatives make more; None keeps all.
