@@ -194,8 +194,8 @@ def _describe(batch: Any, what: str = '') -> str:
 def _arguments(training: Training, output_dir: Path, device: torch.device, has_validation: bool, *,
                fp16: bool) -> TrainingArguments:
     # a saved step must be a validated one, so that the best weights are on disk
-    save_every = training.validation_interval if has_validation else (training.save_every
-                                                                      or training.validation_interval)
+    save_every = (training.validation_interval if has_validation
+                  else training.save_every or max(1, training.steps // 10))
     args = TrainingArguments(
         str(output_dir), max_steps=training.steps, per_device_train_batch_size=1,
         gradient_accumulation_steps=training.accumulation, learning_rate=training.learning_rate,

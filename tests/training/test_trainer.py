@@ -587,6 +587,11 @@ def test_a_run_that_ends_before_its_checkpoint_is_whole_goes_on_from_the_one_bef
     assert record == expected and equal(weights(module), weights(whole))
 
 
+def test_without_validation_a_tenth_of_the_steps_is_saved_whatever_the_validations_interval(tmp_path):
+    run(tmp_path, FAST.replace(steps=20, save_every=None, eval_every=5))
+    assert {folder.name for folder in tmp_path.glob('checkpoint-*')} == {'checkpoint-18', 'checkpoint-20'}
+
+
 def test_checkpoints_that_are_kept_have_the_best_that_they_remember(tmp_path):
     module = network()
     train(module, Batches(), squares, FAST.replace(eval_every=1), output_dir=tmp_path, device=CPU,
