@@ -96,11 +96,17 @@ def test_the_rate_is_above_zero_at_every_step(schedule, steps):
     assert max(rates) == 1 if steps > 1 else True
 
 
+@pytest.mark.parametrize('steps, warmup, expected', [(100, .29, 29), (100, .57, 57), (1000, .05, 50), (10, 0.0, 0)])
+def test_the_warm_up_is_its_share_of_the_steps(steps, warmup, expected):
+    assert Training(steps=steps, warmup=warmup).warmup_steps == expected
+
+
 def test_the_published_run():
     training = Training.faithful(batch_size=96)
     assert (training.batch_size, training.learning_rate, training.clusters) == (96, 7e-6, 2000)
     assert (training.teacher_scale, training.positive_bonus, training.size_power) == (1.0, 0.0, 0.0)
     assert training.rate_at(0) == training.rate_at(700_000) == 1.0
+    assert training.spherical and training.patience_from == 300_000   # the reference code's, not the paper's
 
 
 def test_a_variant_leaves_the_original():
