@@ -25,7 +25,8 @@ _BESIDE = ('report_to', 'log_every', 'save_every', 'accumulation')
 class Training:
     """The hyper-parameters of one training run (Hofstätter et al., SIGIR 2021, section 4).
 
-    An instance never changes; use :meth:`replace` for a variant. `Training.faithful()` has the paper's values.
+    An instance never changes; use :meth:`replace` for a variant. `Training.faithful()` has the paper's values, but for
+    spherical k-means and `patience_from`, which are the reference code's.
 
     Args:
         steps: Optimiser steps.
@@ -33,7 +34,8 @@ class Training:
         learning_rate: Peak learning rate of AdamW. The paper's 7e-6 suits hundreds of thousands of steps.
         schedule: What follows the warm-up: 'linear' or 'cosine' decay to zero, or 'constant'.
         warmup: Share of the steps over which the rate rises; it is above zero from the first step.
-        weight_decay: AdamW's decoupled decay; 0 is Adam, as in the paper.
+        weight_decay: AdamW's decoupled decay, of all but biases and the weights of layer norms, as Hugging Face has it;
+            0 is Adam, as in the paper.
         max_grad_norm: Gradients are clipped to this norm; 0 never clips.
         accumulation: Batches an optimiser step averages over.
         seed: Decides clusters, batches and dropout.

@@ -131,6 +131,16 @@ def test_a_step_averages_over_its_batches(tmp_path, accumulation):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+def test_decay_leaves_out_biases_and_layer_norms(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
+    torch.nn.init.ones_(module[0].bias)
+    before = weights(module)
+    training = FAST.replace(steps=1, warmup=0, weight_decay=.5)
+    run(tmp_path, training, loss=lambda module, batch: (0 * module(batch.x).sum(), {}), module=module)
+    decayed = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
+    assert decayed == {'0.weight'}
+
+
 @pytest.mark.parametrize('accumulation', [1, 3])
 def test_batches_that_are_made_ahead_are_the_same(tmp_path, accumulation, monkeypatch):
     training = FAST.replace(accumulation=accumulation)
