@@ -73,7 +73,10 @@ class LateInteraction(pt.Estimator):
                 released teacher was trained with 8.
             normalize: Unit-length token vectors; None takes what the checkpoint says, else True.
             scale: Factor on the scores; None takes what the checkpoint says, else 1.
-            training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5.
+            training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5. It reads `steps`,
+                `batch_size`, `learning_rate`, `schedule`, `warmup`, `weight_decay`, `max_grad_norm`, `accumulation`,
+                `seed`, `max_pairs_per_query`, `eval_every`, `measure`, `patience`, `patience_from`, `save_every`,
+                `log_every` and `report_to`, and no others.
             text_field: Column of the passages' text.
             cache_bytes: Most memory for token vectors of texts seen before, kept in half precision; 0 computes all
                 anew, None takes 1 GB, or 0 on a GPU, where a batch is sooner encoded than fetched.
