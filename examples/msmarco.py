@@ -8,7 +8,8 @@ Everything is read from a directory with the files under their published names:
     clusters.tsv                       optional: a cluster a line, qids separated by white space
     queries.dev.small.tsv, qrels.dev.small.tsv     evaluation: the 6,980 dev queries that everybody reports
     queries.dev.tsv, qrels.dev.tsv     all dev queries; some that are not evaluated decide when to stop
-    candidates.dev.tsv                 optional: qid, pid, rank: validation's queries and candidates, instead of BM25's
+    candidates.dev.tsv                 optional: validation's queries and candidates, instead of BM25's: qid, pid, rank,
+                                       or, the best first, qid, pid, query, passage
     queries.dl19.tsv, qrels.dl19.tsv, queries.dl20.tsv, qrels.dl20.tsv    optional
     docT5query.tsv                     optional: pid, predicted queries; adds the docT5query row
 
@@ -150,19 +151,22 @@ class MsMarco:
 
 
 def ranking(file: Path) -> Iterator[pd.DataFrame]:
-    """A file of qid, pid, rank, a part at a time."""
-    names = ['qid', 'docno', 'rank']
+    """A file of qid, pid, rank, or of qid, pid, query, passage, whose lines are the ranks; a part at a time."""
+    expected = 'expected qid, pid, rank, or qid, pid, query, passage'
     if not file.stat().st_size:
-        raise ValueError(f'{file} is empty: expected qid, pid, rank')
-    for some in pd.read_csv(file, sep='\t', header=None, dtype={0: str, 1: str, 2: float}, chunksize=1_000_000,
-                            na_filter=False, quoting=csv.QUOTE_NONE):
-        if some.shape[1] != len(names):
-            raise ValueError(f'{file} has {some.shape[1]} columns, expected qid, pid, rank')
-        yield some.set_axis(names, axis=1)
+        raise ValueError(f'{file} is empty: {expected}')
+    with open(file, encoding='utf-8-sig') as lines:
+        n = len(lines.readline().split('\t'))
+    if n not in (3, 4):
+        raise ValueError(f'{file} has {n} columns, {expected}')
+    for some in pd.read_csv(file, sep='\t', header=None, usecols=None if n == 3 else [0, 1], chunksize=1_000_000,
+                            dtype={0: str, 1: str, 2: float}, na_filter=False, quoting=csv.QUOTE_NONE):
+        ranks = some[2] if n == 3 else some.index   # which goes on from part to part
+        yield pd.DataFrame({'qid': some[0], 'docno': some[1], 'rank': ranks})
 
 
 def best_candidates(file: Path, topics: pd.DataFrame, n: int = 100) -> pd.DataFrame:
-    """The `n` best of a file of qid, pid, rank for each topic, in the order of their ranks."""
+    """The `n` best of a file of candidates for each topic, in the order of their ranks."""
     qids = set(topics['qid'])
     found = pd.concat([some[some['qid'].isin(qids)] for some in ranking(file)])
     found = found.sort_values(['qid', 'rank']).drop_duplicates(['qid', 'docno'])

@@ -234,6 +234,7 @@ UNFIT = {   # what is done to the files → what is said
     'no candidates': (lambda path: (path / 'candidates.dev.tsv').write_text(''), 'candidates.dev.tsv is empty'),
     'other candidates': (lambda path: (path / 'candidates.dev.tsv').write_text('q59\td1a\t1\n'), 'has no judged query'),
     'two columns': (lambda path: (path / 'candidates.dev.tsv').write_text('q31\td1a\n'), 'has 2 columns, expected qid'),
+    'five columns': (lambda path: (path / 'candidates.dev.tsv').write_text('q31\t0\td1a\t1\t.5\n'), 'has 5 columns'),
     'no collection': (lambda path: _lose(path, 'collection.tsv'), 'collection.tsv is missing'),
     'empty collection': (lambda path: (path / 'collection.tsv').write_text(''), 'collection.tsv is empty'),
 }
@@ -272,6 +273,18 @@ def test_msmarco_reads_ids_as_they_are_written(msmarco, msmarco_data):
     assert data.qrels('dl19')['docno'].tolist() == ['NA', '"d1']
     found = module.best_candidates(msmarco / 'candidates.dev.tsv', data.held_out)
     assert found['docno'].tolist() == ['NA', '"d1']
+
+
+def test_msmarco_reads_candidates_with_texts_in_the_order_of_the_file(msmarco, msmarco_data, monkeypatch):
+    lines = [f'{qid}\t{docno}\tits words\tsome "text\n' for docno in ('d9', 'NA', 'd1') for qid in ('q44', 'q43')]
+    (msmarco / 'candidates.dev.tsv').write_text(''.join(lines))
+    module, data = msmarco_data()
+    assert set(data.held_out['qid']) == {'q43', 'q44'}
+    read = pd.read_csv
+    monkeypatch.setattr(module.pd, 'read_csv', lambda *args, **options: read(*args, **{**options, 'chunksize': 2}))
+    found = module.best_candidates(msmarco / 'candidates.dev.tsv', data.held_out, n=2)
+    assert found[['qid', 'docno']].values.tolist() == [['q43', 'd9'], ['q43', 'NA'], ['q44', 'd9'], ['q44', 'NA']]
+    assert set(found.columns) == {'qid', 'docno', 'rank', 'query'}
 
 
 def test_msmarco_writes_its_table_after_each_split(msmarco_data, tmp_path, monkeypatch):
