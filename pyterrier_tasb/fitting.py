@@ -44,7 +44,7 @@ from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
 from .training.checkpoints import begun_with, found_in
-from .training.economies import Economies
+from .training.fallbacks import Fallbacks
 from .training.step import StepLoss
 from .training.trainer import train
 from .training.validation import RerankingPool
@@ -77,8 +77,8 @@ class Fit:
         self.pool: RerankingPool | None = None   # what validation re-ranks
         self.given_pairs = False   # with margins
         self.claimed = False   # the work directory, as this run's
-        self.economies = Economies(folder / 'economies.json', going_on=bool(found_in(folder / 'checkpoints')))
-        self.loss = StepLoss(student.encoder, self.training, self.economies, repr(student))
+        self.fallbacks = Fallbacks(folder / 'fallbacks.json', going_on=bool(found_in(folder / 'checkpoints')))
+        self.loss = StepLoss(student.encoder, self.training, self.fallbacks, repr(student))
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
         self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
                                 self.weights_before)
@@ -385,9 +385,9 @@ class Fit:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
         self.student._unfinished = self.begun
-        if self.economies.describe():
-            say(f'{self.student!r}: as in the call that this one goes on with, {self.economies.describe()} '
-                f'({self.economies.file})')
+        if self.fallbacks.describe():
+            say(f'{self.student!r}: as in the call that this one goes on with, {self.fallbacks.describe()} '
+                f'({self.fallbacks.file})')
         try:
             record = train(encoder, batches, self.loss, self.training, output_dir=checkpoints, device=encoder.device,
                            validate=None if self.pool is None else lambda: self.pool(encoder), resume=self.resume,

@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .kernels import Packing, Room, window
+from .kernels import Packing, StaticBounds, window
 
 NAME = 'pyterrier_tasb'
 _PROJECTIONS = ('query', 'key', 'value'), ('q_lin', 'k_lin', 'v_lin')   # what architectures call them
@@ -119,7 +119,7 @@ class Joint:
 
 def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                attention_mask: torch.Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-               packing: Packing | Room | None = None, all_states: torch.Tensor | None = None,
+               packing: Packing | StaticBounds | None = None, all_states: torch.Tensor | None = None,
                sliding_window: int | None = None, **kwargs: Any) -> tuple[torch.Tensor, None]:
     if packing is None:
         if attention_mask is None:

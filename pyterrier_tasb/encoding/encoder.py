@@ -19,7 +19,7 @@ from .._files import fingerprint
 from .._warn import warn
 from . import attention, dropout, parity
 from .batching import by_budget, equal, near_equal
-from .kernels import KERNELS, Packing, Room
+from .kernels import KERNELS, Packing, StaticBounds
 from .precision import autocast, autocast_dtype, in_own_precision, warn_of_emulation
 from .tokens import Tokens, tokenise, tokenizer_fingerprint
 from .transfer import moved
@@ -350,13 +350,13 @@ class Encoder(torch.nn.Module):
             float32[N, D], with gradients; an empty text's vector means nothing.
         """
         dtype = autocast_dtype(self.amp, self.device)
-        room = Room(bounds, self.longest)
+        packing = StaticBounds(bounds, self.longest)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=False):
-            states = self._row(ids, positions, room, firsts=self._firsts)
+            states = self._row(ids, positions, packing, firsts=self._firsts)
         if self._firsts:
             vectors = states.float()
         elif self.pooling == 'cls':
-            vectors = states[room.starts(len(ids))].float()
+            vectors = states[packing.starts(len(ids))].float()
         else:
             sums = torch.segment_reduce(states.float(), 'sum', offsets=bounds.long(), unsafe=True)
             vectors = sums / bounds.diff()[:, None].clamp(min=1)
@@ -417,7 +417,7 @@ class Encoder(torch.nn.Module):
         return self._row(moved(tokens.ids, self.device), moved(tokens.positions(self.first_position), self.device),
                          Packing(tokens.lengths, kernels, self.device), firsts=firsts)
 
-    def _row(self, ids: torch.Tensor, positions: torch.Tensor, packing: Packing | Room, *,
+    def _row(self, ids: torch.Tensor, positions: torch.Tensor, packing: Packing | StaticBounds, *,
              firsts: bool) -> torch.Tensor:
         """[T] → [T, D], or [N, D] for `firsts`."""
         return self.model(input_ids=ids[None], position_ids=positions[None], packing=packing,

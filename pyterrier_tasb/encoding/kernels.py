@@ -66,8 +66,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Room:
-    """Room on a device for texts that come later, as a captured graph needs it: where they lie is read there.
+class StaticBounds:
+    """Where texts lie that come later, read on the device, as a captured graph needs it.
 
     Args:
         bounds: int32[N + 1], where each text begins, and the end of the last.
@@ -199,7 +199,7 @@ def _by_groups(packing: Packing, *call: Any) -> torch.Tensor:
     return _dense_in(packing.groups, *call)
 
 
-def _ragged(packing: Packing | Room, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
+def _ragged(packing: Packing | StaticBounds, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, share: float,
             scale: float | None, reach: int | None, firsts: bool = False) -> torch.Tensor:
     """Our own, for short texts."""
     from . import ragged_attention

@@ -15,7 +15,7 @@ from .batches import TrainingBatch
 from .captured import CapturedLoss, CaptureError
 from .config import Training
 from .dual import dual_loss
-from .economies import Economies
+from .fallbacks import Fallbacks
 
 
 class StepLoss:
@@ -24,12 +24,12 @@ class StepLoss:
     Args:
         encoder: What is trained.
         training: Hyper-parameters.
-        economies: What is done without since memory was too small.
+        fallbacks: What is done without since memory was too small.
         who: The student's name, for messages.
     """
 
-    def __init__(self, encoder: Encoder, training: Training, economies: Economies, who: str) -> None:
-        self.encoder, self.training, self.economies, self.who = encoder, training, economies, who
+    def __init__(self, encoder: Encoder, training: Training, fallbacks: Fallbacks, who: str) -> None:
+        self.encoder, self.training, self.fallbacks, self.who = encoder, training, fallbacks, who
 
     def close(self) -> None:
         """Free the memory of captured steps."""
@@ -46,7 +46,7 @@ class StepLoss:
         return vectors * self.training.scale ** 0.5 if self.encoder.normalize else vectors
 
     def _micro_batch_tokens(self, batch: int) -> int | None:
-        return self.economies.micro_batch_tokens(batch, self.training.micro_batch_tokens)
+        return self.fallbacks.micro_batch_tokens(batch, self.training.micro_batch_tokens)
 
     def save_memory(self, first: int, batch: TrainingBatch | None) -> bool:
         """Less memory from a batch on, with the same gradients: no captured steps, then half the tokens at a time.
@@ -64,7 +64,7 @@ class StepLoss:
         half = min(self._micro_batch_tokens(batch.step) or int(lengths.sum()), int(lengths.sum())) // 2
         if half < lengths.max():
             return False
-        self.economies.halve(first, half)
+        self.fallbacks.halve(first, half)
         say(f'{self.who}: out of GPU memory with a batch of {lengths.sum():,} tokens; going on with '
             f'{half:,} at a time, which gives the same gradients and takes a third longer. '
             f'Training(micro_batch_tokens={half}) starts with that')
@@ -72,7 +72,7 @@ class StepLoss:
 
     def __call__(self, module: torch.nn.Module, batch: TrainingBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch and its parts."""
-        whole = self._micro_batch_tokens(batch.step) is None and batch.step < self.economies.plain_from
+        whole = self._micro_batch_tokens(batch.step) is None and batch.step < self.fallbacks.plain_from
         if whole and self._captured is not None:
             try:
                 return self._captured(batch)
@@ -94,7 +94,7 @@ class StepLoss:
     def _capture_no_more(self, first: int) -> None:
         """From a batch on; the memory for it is free again."""
         self._captured = None
-        self.economies.capture_no_more(first)
+        self.fallbacks.capture_no_more(first)
 
     def _loss_of(self, vectors: torch.Tensor, margin: torch.Tensor,
                  in_batch: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -191,11 +191,11 @@ def test_too_little_memory_for_the_teacher_ends_the_captures(tiny_distilbert_dir
     tasb = TasBalanced(tiny_distilbert_dir, training=TRAINING, amp='off', device='cpu')
     fit = fitting.Fit(tasb, tmp_path, resume=False)
     fit = fit.loss
-    assert not fit.save_memory(2, None) and fit.economies.plain_from > 6   # nothing that the student could give up
+    assert not fit.save_memory(2, None) and fit.fallbacks.plain_from > 6   # nothing that the student could give up
     fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
-    assert fit.save_memory(3, batch()) and fit.economies.plain_from == 3 and fit._captured is None
+    assert fit.save_memory(3, batch()) and fit.fallbacks.plain_from == 3 and fit._captured is None
     fit._captured = captured.CapturedLoss.__new__(captured.CapturedLoss)
-    assert fit.save_memory(2, None) and fit.economies.plain_from == 1 and fit._captured is None
+    assert fit.save_memory(2, None) and fit.fallbacks.plain_from == 1 and fit._captured is None
     assert 'going on without captured steps' in capsys.readouterr().err
     assert not fit.save_memory(2, None)
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_captured_is_trained_without(unable, tiny_distilbert_dir,
         found = trained(tmp_path)
     assert sum('cannot be captured' in str(warning.message) for warning in said) == 1
     going_on = fitting.Fit(TasBalanced(tiny_distilbert_dir), tmp_path, resume=True)
-    assert going_on.economies.plain_from == 0
+    assert going_on.fallbacks.plain_from == 0
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 

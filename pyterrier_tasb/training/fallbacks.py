@@ -7,7 +7,7 @@ from pathlib import Path
 from .._files import read_json, write_json
 
 
-class Economies:
+class Fallbacks:
     """Kept in a file, so that a call that goes on does without at the same batches.
 
     Args:
