@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ from .pairs.examples import (
     prepare,
     query_store,
 )
+from .pairs.pipeline import remove_chunks
 from .sampling import BatchPlan, QueryClusters, default_k
 from .teachers import CachedScorer, WeightedSum, bind_in_batch_teacher, in_batch_teacher_of
 from .teachers.same import check_batch, check_pairs
@@ -43,7 +44,7 @@ from .text_loading import TextLoader, text_loader
 from .texts import TextRows, TextStore
 from .training.batches import JudgedPositives, TrainingBatches
 from .training.calibration import Calibration, calibrate, student_scores, transform_of
-from .training.checkpoints import begun_with, found_in
+from .training.checkpoints import Run, found_in
 from .training.fallbacks import Fallbacks
 from .training.step import StepLoss
 from .training.trainer import train
@@ -80,9 +81,8 @@ class Fit:
         self.fallbacks = Fallbacks(folder / 'fallbacks.json', going_on=bool(found_in(folder / 'checkpoints')))
         self.loss = StepLoss(student.encoder, self.training, self.fallbacks, repr(student))
         self.kept, self.weights_before = kept, weights_fingerprint(student.encoder)
-        self.begun = begun_with(student._unfinished if resume else None, folder, student.model_name,
-                                self.weights_before)
-        _, self.base_name, self.base_weights = self.begun
+        self.run = Run.of(student._run if resume else None, folder, student.model_name, self.weights_before)
+        self.base_name, self.base_weights = self.run.name, self.run.weights
         self.report: dict[str, Any] = {
             'base_model': self.base_name, 'training': self.training.to_dict(),
             'in_batch_teacher': checks.name_of(student.in_batch_teacher if self._in_batch_teacher_asked else None)}
@@ -95,6 +95,7 @@ class Fit:
             ValueError: All weights are frozen, no loss has a teacher, or a teacher, miner or encoder is none.
         """
         student, training = self.student, self.training
+        student.encoder.check_precision()
         if not any(weights.requires_grad for weights in student.encoder.parameters()):
             raise ValueError(f'all weights of {student!r} are frozen (requires_grad=False): nothing can be learnt')
         if not self._in_batch_teacher_asked and not training.pairwise_weight:
@@ -218,6 +219,8 @@ class Fit:
         some, docpairs = spy(docpairs, _LOOKED_AT)
         claim(self.folder, 'pairs', {f'first {_LOOKED_AT} docpairs': fingerprint(rows_of(some))}, 'docpairs.json')
         if path.exists():
+            if rank() == 0:
+                remove_chunks(path)
             return ScoredPairs(path)
         if teacher is not None:
             if self.student.corpus is None:
@@ -384,7 +387,7 @@ class Fit:
     def train(self, batches: TrainingBatches) -> dict[str, Any]:
         """Train the student in place; returns the record."""
         encoder, checkpoints = self.student.encoder, self.folder / 'checkpoints'
-        self.student._unfinished = self.begun
+        self.student._run = replace(self.run, ended_with=None)
         if self.fallbacks.describe():
             say(f'{self.student!r}: as in the call that this one goes on with, {self.fallbacks.describe()} '
                 f'({self.fallbacks.file})')
@@ -395,7 +398,7 @@ class Fit:
                            extra_callbacks=(_AtCheckpoints(self.count_seconds),))
         finally:
             self.loss.close()
-        self.student._unfinished = None
+        self.student._run = replace(self.run, ended_with=weights_fingerprint(encoder))
         untrained = self.report.get('untrained_value')
         if untrained is not None and record.best_value < untrained:
             warn(f'{self.training.measure} of the validation queries was {untrained:.4f} before training and '
@@ -439,10 +442,12 @@ class Fit:
         ours = {**data, 'weights': self.base_weights, 'tokenizer': student.encoder.tokenizer_fingerprint,
                 'pooling': student.encoder.pooling, 'normalize': student.encoder.normalize,
                 'amp': student.amp, 'lengths': list(student.max_length),
-                'cluster_encoder': checks.name_of(student.cluster_encoder),
                 **self.training.deciding()}
-        if self.training.sampling != 'random' and self._given_clusters is None and self.training.clusters is None:
-            ours['batches a step'] = self._batches_a_step   # which the number of clusters depends on
+        if self.training.sampling != 'random' and self._given_clusters is None:
+            other = student.cluster_encoder if student.cluster_encoder is not student else None
+            ours['cluster_encoder'] = checks.name_of(other)
+            if self.training.clusters is None:
+                ours['batches a step'] = self._batches_a_step   # which the number of clusters depends on
         claim(self.folder, 'work', ours)
         self.claimed = True
         self._validate_untrained()

@@ -28,6 +28,7 @@ from .encoding.settings import copied, owned, settings_of, shallow, sharing, und
 from .pairs import ScoredPairs
 from .sampling import BatchPlan, QueryClusters
 from .texts import TextStore
+from .training.checkpoints import Run
 from .training.config import Training
 
 _FOR_FIT = 'pairwise_teacher', 'in_batch_teacher', 'negatives', 'corpus', 'clusters', 'cluster_encoder'
@@ -120,8 +121,7 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
         self._shared = False   # the weights, with another transformer
         # how the weights were trained: by `fit`, or before they were saved
         self.record: dict[str, Any] | None = model_directory.training_record(self._encoder.directory)
-        # work_dir of an interrupted fit, name and weights before it
-        self._unfinished: tuple[str, str, str] | None = None
+        self._run: Run | None = None   # the last fit
 
     @property
     def encoder(self) -> Encoder:

@@ -286,6 +286,43 @@ def test_a_fit_that_was_interrupted_elsewhere_is_not_gone_on_with_here(tiny_bert
     assert weights_fingerprint(tasb.encoder) != interrupted
 
 
+@pytest.mark.parametrize('validated', [False, True])
+def test_the_same_call_again_on_the_same_object_ends_at_once(tiny_bert_dir, toy_results, toy_qrels, tmp_path, validated):
+    def fit(**options):
+        validation = (toy_results, toy_qrels) if validated else ()
+        return tasb.fit(toy_results, toy_qrels, *validation, work_dir=tmp_path / 'work', **options)
+    tasb = TasBalanced(tiny_bert_dir, training=FAST)
+    first = fit()
+    name, weights, record = first.model_name, weights_fingerprint(first.encoder), first.record
+    again = fit(resume=True)
+    assert (again.model_name, weights_fingerprint(again.encoder)) == (name, weights)
+    assert {**again.record, 'seconds': 0} == {**record, 'seconds': 0}
+    tasb.fit(toy_results, toy_qrels)   # what has learnt on since is another model
+    with pytest.raises(ValueError, match='weights .*there'):
+        fit(resume=True)
+
+
+def test_an_encoder_of_clusters_that_is_not_asked_does_not_matter(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
+    def fit(clusters, **options):
+        tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(sampling='random'), cluster_encoder=clusters)
+        return tasb.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', **options)
+    fit(None)
+    fit(TasBalanced(tiny_bert_dir), resume=True)
+
+
+def test_a_model_that_does_not_compute_in_bf16_is_refused_before_anything_is_scored(tiny_bert_dir, toy_results,
+                                                                                    toy_qrels):
+    def fit(amp):
+        tasb = TasBalanced(tiny_bert_dir, training=FAST, amp=amp)
+        first = tasb.model.encoder.layer[0]
+        first.register_forward_hook(   # as some write results of one precision into tensors of another
+            lambda module, inputs, out: torch.zeros(out.shape).index_put_((torch.arange(len(out)),), first.output.dense(
+                out.repeat_interleave(2, -1)[..., :first.output.dense.in_features])))
+        return tasb.fit(toy_results, toy_qrels, pairs=None)
+    with pytest.raises(ValueError, match="BertModel does not compute in torch.bfloat16 .*give amp='off'"):
+        fit('bf16')
+
+
 def test_one_token_store_serves_training_validation_teachers_and_the_index(
         tiny_bert_dir, toy_topics, toy_qrels, toy_results, toy_corpus, tmp_path, monkeypatch):
     def fitted(corpus, name):

@@ -265,6 +265,25 @@ class Encoder(torch.nn.Module):
                            and all(map(agrees_on_firsts, agreeing)))
 
     @torch.no_grad()
+    def check_precision(self) -> None:
+        """Whether the model computes in this precision: some mix numbers of two.
+
+        Raises:
+            ValueError: It does not.
+        """
+        dtype = autocast_dtype(self.amp, self.device)
+        if dtype is None:
+            return
+        try:
+            with parity.evaluating(self.model):
+                self.token_states(parity.probe(self.model, self.max_positions))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ValueError(f"{type(self.model).__name__} does not compute in {dtype} ({error}): give amp='off', "
+                             'which is float32') from error
+
+    @torch.no_grad()
     def check_pooling(self) -> None:
         """Whether the token that is taken for a vector has seen the text: the first one of a causal model has not.
 

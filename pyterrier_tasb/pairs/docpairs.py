@@ -13,9 +13,10 @@ import pyterrier as pt
 from more_itertools import chunked
 
 from .._files import check_new, claim, discard
-from ..checks import check_distinct, check_same, check_scores, first, name_of
+from .._warn import warn
+from ..checks import check_distinct, check_same, check_scores, name_of
 from ..texts import is_id
-from .pipeline import chunks, read_chunk, write_chunk
+from .pipeline import chunks, chunks_of, read_chunk, write_chunk
 from .results import IDS, from_frames
 from .store import ScoredPairs
 
@@ -34,19 +35,22 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
             the teacher's.
         path: Where the pairs go; None keeps them in memory. Beside it, `path.chunks` keeps what the teacher has scored
             until all is: the same call after an interruption goes on from there.
-        teacher: Scores (qid, docno); it looks up query and passage itself. None takes the pairs' margins, or 0.
+        teacher: Scores (qid, docno); it looks up query and passage itself. Pairs that it does not score are left out,
+            with a warning. None takes the pairs' margins, or 0.
 
     Raises:
-        ValueError: There are no pairs, an attribute is missing, the teacher leaves a candidate unscored, `path` exists,
+        ValueError: There are no pairs, an attribute is missing, the teacher scores none, `path` exists,
             or its chunks are of other docpairs or of another teacher.
     """
     if teacher is None or path is None:
         if path is not None:
             check_new(path, 'ScoredPairs')
         frames = _frames(docpairs)
-        return from_frames((_scored(frame, teacher) if teacher is not None else frame for frame in frames), path)
+        if teacher is not None:
+            frames = _with_margins(_scored(frame, teacher) for frame in frames)
+        return from_frames(frames, path)
     path, ours = Path(path), {'teacher': name_of(teacher), 'chunk': _CHUNK}
-    folder = path.with_name(path.name + '.chunks')
+    folder = chunks_of(path)
     whole = folder.exists() and (path / 'run.json').exists()   # where a call was killed at its end
     if whole:
         claim(path, 'pairs', ours)
@@ -59,13 +63,27 @@ def from_docpairs(docpairs: Iterable[Any], path: str | os.PathLike | None = None
                 next(frames)   # which compares
                 pairs = ScoredPairs(path)
             else:
-                pairs = from_frames(frames, path, run=ours)
+                pairs = from_frames(_with_margins(frames), path, run=ours)
         except BaseException:
             if not any(folder.glob('*.npz')):
                 discard(folder, path)
             raise
         discard(folder, path)
     return pairs
+
+
+def _with_margins(frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Pairs of which the teacher has scored both passages; the others are counted."""
+    n = lost = 0
+    for frame in frames:
+        known = frame['margin'].notna()
+        n, lost = n + len(frame), lost + int((~known).sum())
+        if known.any():
+            yield frame[known]
+    if lost == n:
+        raise ValueError(f'the teacher scored both passages of none of the {n:,} docpairs: see that it knows their ids')
+    if lost:
+        warn(f'{lost:,} of {n:,} docpairs are left out: the teacher did not score both of their passages')
 
 
 def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path) -> Iterator[pd.DataFrame]:
@@ -77,9 +95,7 @@ def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path)
             kept = read_chunk(file)
             _check_same(folder, number, kept, frame)
             if not n_files:
-                some = frame.iloc[:_SCORED_AGAIN]
-                check_same(kept['margin'].to_numpy()[:len(some)], _scored(some, teacher)['margin'], folder, 'margins',
-                           repr(teacher))
+                _check_again(folder, kept['margin'].to_numpy(), frame, teacher)
             frame = frame.assign(margin=kept['margin'])
         else:
             frame = _scored(frame, teacher)
@@ -89,6 +105,13 @@ def _kept(frames: Iterable[pd.DataFrame], teacher: pt.Transformer, folder: Path)
     if len(list(folder.glob('*.npz'))) > n_files > 0:
         raise ValueError(f'{folder} holds scores of more docpairs than the {number - 1} that were given. Use another '
                          'path, or delete it')
+
+
+def _check_again(folder: Path, kept: np.ndarray, frame: pd.DataFrame, teacher: pt.Transformer) -> None:
+    some = np.flatnonzero(~np.isnan(kept))[:_SCORED_AGAIN]
+    if len(some):
+        now = _scored(frame.iloc[some], teacher)['margin'].fillna(np.inf)   # what it has scored it scores again
+        check_same(kept[some], now, folder, 'margins', repr(teacher))
 
 
 def _check_same(folder: Path, number: int, there: pd.DataFrame, now: pd.DataFrame) -> None:
@@ -148,9 +171,4 @@ def _scored(pairs: pd.DataFrame, teacher: pt.Transformer) -> pd.DataFrame:
     score = results.set_index(['qid', 'docno'])['score']
     found = {side: score.reindex(pd.MultiIndex.from_frame(pairs[['qid', side]])).to_numpy(np.float64)
              for side in ('pos', 'neg')}
-    margin = found['pos'] - found['neg']
-    if np.isnan(margin).any():
-        lost = pairs[np.isnan(margin)]
-        raise ValueError(f'the teacher left {len(lost)} pairs without a score (qids '
-                         f'{first(lost["qid"])})')
-    return pairs.assign(margin=margin)
+    return pairs.assign(margin=found['pos'] - found['neg'])

@@ -28,6 +28,7 @@ from ..checks import (
 )
 from ..text_loading import TextLoader, fetch_texts, text_loader
 from ..texts import TextRows, TextStore
+from .pipeline import remove_chunks
 from .results import check_whole
 from .store import ScoredPairs
 
@@ -110,8 +111,10 @@ def prepare(topics_or_res: pd.DataFrame, qrels: pd.DataFrame, folder: Path, *,
     path = folder / 'pairs'
     if (path / 'pt_meta.json').exists():
         pairs = ScoredPairs(path)
-        if results is None and rank() == 0:   # the others find the pairs that it has just made
-            _check_mined(pairs, topics, source, max_pairs_per_query)
+        if rank() == 0:   # the others find the pairs that it has just made
+            remove_chunks(path)
+            if results is None:
+                _check_mined(pairs, topics, source, max_pairs_per_query)
     else:
         try:
             pairs = _made(source, topics, qrels, path, max_pairs_per_query=max_pairs_per_query, seed=seed)

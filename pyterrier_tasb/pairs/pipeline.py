@@ -53,16 +53,14 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
     check_draw(max_pairs_per_query, seed)
     qrels = check_qrels(qrels, 'training')
     topics, _ = check_topics_or_results(topics, 'training', 'text')
-    folder = path.with_name(path.name + '.chunks')
+    folder = chunks_of(path)
     ours = {'topics': fingerprint(topics.values.tolist()), 'qrels': fingerprint(qrels.values.tolist()),
             'pipeline': name_of(pipeline), 'chunk': chunk, 'max_pairs_per_query': max_pairs_per_query, 'seed': seed}
     if path.exists():
         if not (path / 'run.json').exists():
             raise ValueError(f'{path} exists and was not made by from_pipeline: give another path')
         claim(path, 'pairs', ours)
-        remove_leftovers(path)
-        if (folder / 'run.json').exists():   # of a call that was killed at its end
-            discard(folder, path)
+        remove_chunks(path)
         return ScoredPairs(path)
     with chunks(folder, ours):
         first = folder / f'{0:09d}.npz'
@@ -78,6 +76,18 @@ def from_pipeline(pipeline: pt.Transformer, topics: pd.DataFrame, qrels: pd.Data
         pairs = of_queries(map(read_chunk, files), path, topics['qid'], run=ours)
     discard(folder, path)
     return pairs
+
+
+def chunks_of(path: Path) -> Path:
+    """Where the unfinished chunks of pairs are kept."""
+    return path.with_name(path.name + '.chunks')
+
+
+def remove_chunks(path: Path) -> None:
+    """Remove what a call that was killed when its pairs were whole has left beside them."""
+    remove_leftovers(path)
+    if (chunks_of(path) / 'run.json').exists():
+        discard(chunks_of(path), path)
 
 
 @contextmanager

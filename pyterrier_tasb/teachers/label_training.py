@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from ..encoding.transfer import moved
 from ..pairs.examples import CandidateSource, Examples, frame_fingerprint, prepare
 from ..sampling import BatchPlan
 from ..training.batches import JudgedPositives, TrainingBatch, TrainingBatches
-from ..training.checkpoints import begun_with
+from ..training.checkpoints import Run
 from ..training.state import main_process_first
 from ..training.trainer import train
 from .maxsim import maxsim
@@ -36,10 +36,11 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                   resume: bool, kept: bool) -> dict[str, Any]:
     """Train `teacher` in place; returns the record."""
     check_trains(teacher.amp, teacher.device)
+    teacher.module.encoder.check_precision()
     check_miner(negatives)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
-    begun = begun_with(teacher._unfinished if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
-    weights, lengths = begun[2], [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
+    run = Run.of(teacher._run if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
+    weights, lengths = run.weights, [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
     with main_process_first(teacher.device):
         validate, of_validation = _validation(teacher, validation, validation_qrels, negatives, corpus)
         examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus,
@@ -52,14 +53,14 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
                                'batches a step': training.accumulation * world_size(), **training.deciding()}))
         batches = LabelledBatches(teacher, examples, BatchPlan(
             examples.pairs, sampling='random', batch_size=training.batch_size, seed=training.seed), folder)
-    teacher._unfinished = begun
+    teacher._run = replace(run, ended_with=None)
     try:
         record = train(teacher.module, batches, lambda module, batch: in_batch_loss(module, batch, teacher.scale),
                        training, output_dir=folder / 'checkpoints', device=teacher.device, validate=validate,
                        resume=resume, desc='LateInteraction', amp=teacher.amp, kept=kept)
     finally:
         teacher.weights_changed()
-    teacher._unfinished = None
+    teacher._run = replace(run, ended_with=teacher.weights_fingerprint)
     return {'training': training.to_dict(), 'pairs': examples.pairs.describe(), 'dropped': examples.dropped,
             **record.to_dict()}
 

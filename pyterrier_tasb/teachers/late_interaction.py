@@ -23,6 +23,7 @@ from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of, in_own_precision
 from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
 from ..texts import TextRows, TextStore
+from ..training.checkpoints import Run
 from ..training.config import Training
 from . import colbert
 from .maxsim import maxsim
@@ -115,8 +116,7 @@ class LateInteraction(pt.Estimator):
         self._cached_vectors, self._weights_fingerprint = _VectorCache(cache_bytes), None
         self._settled = self._settings()   # what module and cached vectors were made with
         self._shared = False   # the weights, with another transformer
-        # work_dir of an interrupted fit, name and weights before it
-        self._unfinished: tuple[str, str, str] | None = None
+        self._run: Run | None = None   # the last fit
         self.record: dict[str, Any] | None = None
 
     def _check_masks(self, encoder: Encoder) -> None:

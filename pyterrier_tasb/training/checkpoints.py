@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -122,18 +123,35 @@ def going_on(output_dir: Path) -> str:
             f'{"it" if newest else "the weights that this one began with"}')
 
 
-def begun_with(unfinished: tuple[str, str, str] | None, folder: Path, name: str, weights: str,
-               ) -> tuple[str, str, str]:
-    """The work directory, name and weights that a run began with: those of an interrupted one, where it was here.
+@dataclass(frozen=True)
+class Run:
+    """What a model was when a run began.
 
     Args:
-        unfinished: What this gave to a call that was interrupted, or None.
         folder: The work directory.
-        name: The model's name now.
-        weights: The fingerprint of its weights now.
+        name: The model's name.
+        weights: The fingerprint of its weights.
+        ended_with: That of the weights after it; None before it has ended.
     """
-    place = str(folder.resolve())
-    return unfinished if unfinished is not None and unfinished[0] == place else (place, name, weights)
+    folder: str
+    name: str
+    weights: str
+    ended_with: str | None = None
+
+    @classmethod
+    def of(cls, earlier: Run | None, folder: Path, name: str, weights: str) -> Run:
+        """The run in a work directory: the model's earlier one, where that was here and has made its weights.
+
+        Args:
+            earlier: The model's last run, or None.
+            folder: The work directory.
+            name: The model's name now.
+            weights: The fingerprint of its weights now.
+        """
+        place = str(folder.resolve())
+        if earlier is not None and earlier.folder == place and earlier.ended_with in (None, weights):
+            return earlier
+        return cls(place, name, weights)
 
 
 def restore(module: torch.nn.Module, output_dir: Path) -> None:

@@ -218,7 +218,7 @@ class Training:
     @property
     def warmup_steps(self) -> int:
         """Steps of the warm-up."""
-        return round(self.warmup * self.steps)   # a floor would lose one to floating point: .29 · 100 < 29
+        return int(self.warmup * self.steps + 1e-6)   # to floating point, .29 · 100 is less than 29
 
     def rate_at(self, step: int) -> float:
         """Share of the peak learning rate at optimiser step `step`, counted from 0; never 0 while training.

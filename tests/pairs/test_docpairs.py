@@ -86,13 +86,27 @@ def test_margins_that_are_no_numbers_are_an_error(margin):
 
 @pytest.mark.parametrize('scorer, error, message', [
     (teacher(score=float('nan')), ValueError, 'NaN or infinite'),
-    (teacher() >> pt.apply.generic(lambda frame: frame[frame['docno'] != 'd3']), ValueError,
-     r'left 2 pairs without a score \(qids q2, q1\)|left 2 pairs without a score \(qids q1, q2\)'),
+    (teacher() >> pt.apply.generic(lambda frame: frame.iloc[:0]), ValueError,
+     'scored both passages of none of the 4 docpairs'),
     (pt.apply.generic(lambda frame: pd.DataFrame(frame)), pt.validate.InputValidationError, 'score')],
     ids=['NaN', 'left out', 'no score'])
 def test_a_teacher_must_score_every_candidate(scorer, error, message):
     with pytest.raises(error, match=message):
         ScoredPairs.from_docpairs(map(DocPair._make, IDS), teacher=scorer)
+
+
+def partial(docno):
+    return teacher() >> pt.apply.generic(lambda frame: frame[frame['docno'] != docno])
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 4096])
+@pytest.mark.parametrize('on_disk', [False, True])
+def test_pairs_that_a_teacher_does_not_score_are_left_out_and_counted(tmp_path, monkeypatch, chunk, on_disk):
+    monkeypatch.setattr(docpairs_module, '_CHUNK', chunk)
+    with pytest.warns(UserWarning, match='2 of 4 docpairs are left out'):
+        pairs = ScoredPairs.from_docpairs(map(DocPair._make, IDS), tmp_path / 'pairs' if on_disk else None,
+                                          teacher=partial('d3'))
+    assert rows(pairs) == [('q2', 'd1', 'd2', 1.0)] * 2
 
 
 # ---- interrupted ---------------------------------------------------------------------------------------------------
@@ -146,6 +160,23 @@ def test_chunks_of_something_else_are_refused_with_the_difference(interrupted, o
         ScoredPairs.from_docpairs(map(DocPair._make, others), interrupted, teacher=Stops(**options))
     assert not interrupted.exists()
     assert len(ScoredPairs.from_docpairs(map(DocPair._make, MANY), interrupted, teacher=Stops())) == 10
+
+
+def test_what_was_not_scored_is_left_out_after_an_interruption_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(docpairs_module, '_CHUNK', 3)
+
+    class Partial(Stops):
+        def transform(self, frame):
+            return super().transform(frame).query('docno not in ["d1", "d8"]')
+
+    def build(scorer, path):
+        return ScoredPairs.from_docpairs(map(DocPair._make, MANY), path, teacher=scorer)
+    with pytest.raises(KeyboardInterrupt):
+        build(Partial(3), tmp_path / 'pairs')
+    with pytest.warns(UserWarning, match='4 of 10 docpairs are left out'):
+        pairs = build(Partial(), tmp_path / 'pairs')
+    with pytest.warns(UserWarning, match='4 of 10 docpairs are left out'):
+        assert pairs.fingerprint == build(Partial(), tmp_path / 'whole').fingerprint
 
 
 def test_another_teacher_of_the_same_name_is_noticed(interrupted):
