@@ -16,6 +16,7 @@ from ..checks import check_count
 
 _QUERIES_PER_CLUSTER = 200   # the paper's 2000 clusters of 400K queries; it saw no sensitivity to the number
 _DRAWS_PER_CLUSTER = 10
+TRAINED_ON = 256   # queries a cluster: faiss' own limit, named so that no version of it moves anybody's clusters
 _ID = re.compile(r'[^ \t\n\r\v\f]+')   # as teacher files have them: a no-break space is part of an id
 _ROWS = 100_000   # vectors looked at or assigned at a time, where they are memory-mapped
 
@@ -128,6 +129,10 @@ class QueryClusters(pt.Artifact):
             spherical: bool = False, iterations: int | None = None, seed: int = 0) -> QueryClusters:
         """Cluster query vectors with k-means.
 
+        Where there are more than 256·k queries, centroids are trained on a random sample of so many, faiss' habit; then
+        every query goes to its nearest centroid. The paper's 200 a cluster are all trained on; a short run has fewer
+        and larger clusters (:func:`default_k`).
+
         Args:
             vectors: float32[Q, D]; a memory map is read in pieces.
             k: Clusters; None takes :func:`default_k`.
@@ -135,7 +140,7 @@ class QueryClusters(pt.Artifact):
             spherical: Unit-length centroids and assignment by inner product, as the reference code does, instead of
                 Euclidean distance (the paper).
             iterations: Rounds; None takes 25, or 10 for spherical (the reference code's).
-            seed: Decides the first centroids.
+            seed: Decides the sample and the first centroids.
 
         Raises:
             ValueError: More clusters than queries, no iteration, or vectors that are no finite numbers, or too long.
@@ -157,7 +162,7 @@ class QueryClusters(pt.Artifact):
         if bad:
             raise ValueError(f'{len(bad)} query vectors are NaN, infinite or too long (first rows: {bad[:5]})')
         kmeans = faiss.Kmeans(dim, k, niter=iterations, spherical=spherical, seed=seed % 2**31,
-                              min_points_per_centroid=1, verbose=False)
+                              min_points_per_centroid=1, max_points_per_centroid=TRAINED_ON, verbose=False)
         kmeans.train(vectors)
         nearest = [kmeans.index.search(vectors[start:start + _ROWS], 1)[1][:, 0]
                    for start in range(0, n_queries, _ROWS)]

@@ -80,6 +80,12 @@ def test_members_and_sizes_equal_the_assignment():
     assert clusters.sizes.tolist() == [2, 0, 3, 0, 0]
 
 
+@pytest.mark.parametrize('n, trained_on', [(200, 200), (256, 256), (300, 256)])
+def test_centroids_are_of_at_most_256_queries_a_cluster_and_all_are_assigned(n, trained_on):
+    clusters = QueryClusters.fit(np.eye(n), 1)
+    assert np.count_nonzero(clusters.centroids) == trained_on and clusters.sizes.tolist() == [n]
+
+
 @pytest.mark.parametrize('k', [0, 91])
 def test_k_must_fit_the_queries(vectors, k):
     with pytest.raises(ValueError, match=f'k={k} clusters of 90 queries'):
