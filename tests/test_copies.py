@@ -81,7 +81,8 @@ def test_a_stage_is_pickled_without_what_only_fit_needs(tiny_bert_dir, toy_resul
     ours = getattr(tasb, stage)()
     blob, blob_of_plain = pickle.dumps(ours), pickle.dumps(getattr(plain, stage)())
     other = pickle.loads(blob)
-    assert other == ours and hash(other) == hash(ours) and repr(other) == repr(ours) and len(blob) == len(blob_of_plain)
+    assert other == ours and hash(other) == hash(ours) and repr(other) == repr(ours)
+    assert abs(len(blob) - len(blob_of_plain)) < 100   # strings that are one object are written once
     assert other.bi_encoder_model.negatives is other.bi_encoder_model.in_batch_teacher is None
     pd.testing.assert_frame_equal(other(toy_results[:9]), ours(toy_results[:9]))
     assert isinstance(tasb.negatives, Uncopied) and isinstance(copy.copy(tasb).negatives, Uncopied)
