@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / 'pyterrier_tasb'
 
 # A room imports only rooms that stand before it.
-ROOMS = ['_files', '_progress', '_locks', '_threads', '_interrupts', 'machine', 'packaged', 'checks', 'texts',
-         'text_loading', 'documents', 'collection', 'pairs', 'sampling', 'encoding', 'training', 'teachers', 'fitting',
-         'indexing', 'search', 'retrieval', 'baselines', 'modelcard', 'biencoder', 'tasbalanced', 'pydocs', 'plots']
-WITHOUT_TORCH = {'_files', '_progress', '_locks', '_threads', '_interrupts', 'packaged', 'checks', 'texts',
-                 'text_loading', 'documents', 'collection', 'pairs', 'sampling', 'pydocs'}
+ROOMS = ['_files', '_progress', '_locks', '_threads', '_interrupts', '_warn', 'machine', 'packaged', 'checks', 'texts',
+         'numbering', 'text_loading', 'documents', 'collection', 'pairs', 'sampling', 'encoding', 'training',
+         'teachers', 'fitting', 'indexing', 'search', 'retrieval', 'baselines', 'modelcard', 'biencoder', 'tasbalanced',
+         'pydocs', 'plots']
+WITHOUT_TORCH = {'_files', '_progress', '_locks', '_threads', '_interrupts', '_warn', 'packaged', 'checks', 'texts',
+                 'numbering', 'text_loading', 'documents', 'collection', 'pairs', 'sampling', 'pydocs'}
 NEVER_AT_THE_TOP = {'faiss', 'sklearn', 'matplotlib', 'sentence_transformers', 'datasets', 'pyterrier_t5',
                     'pyterrier_pisa', 'pyterrier_doc2query'}
 

@@ -287,7 +287,8 @@ def test_a_fit_that_was_interrupted_elsewhere_is_not_gone_on_with_here(tiny_bert
 
 
 @pytest.mark.parametrize('validated', [False, True])
-def test_the_same_call_again_on_the_same_object_ends_at_once(tiny_bert_dir, toy_results, toy_qrels, tmp_path, validated):
+def test_the_same_call_again_on_the_same_object_ends_at_once(tiny_bert_dir, toy_results, toy_qrels, tmp_path,
+                                                              validated):
     def fit(**options):
         validation = (toy_results, toy_qrels) if validated else ()
         return tasb.fit(toy_results, toy_qrels, *validation, work_dir=tmp_path / 'work', **options)

@@ -96,7 +96,8 @@ def test_the_rate_is_above_zero_at_every_step(schedule, steps):
     assert max(rates) == 1 if steps > 1 else True
 
 
-@pytest.mark.parametrize('steps, warmup, expected', [(100, .29, 29), (100, .57, 57), (1000, .05, 50), (10, 0.0, 0)])
+@pytest.mark.parametrize('steps, warmup, expected', [(100, .29, 29), (100, .57, 57), (1000, .05, 50), (150, .05, 7),
+                                                     (10, 0.0, 0)])
 def test_the_warm_up_is_its_share_of_the_steps(steps, warmup, expected):
     assert Training(steps=steps, warmup=warmup).warmup_steps == expected
 
