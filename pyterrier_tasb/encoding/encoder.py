@@ -356,6 +356,24 @@ class Encoder(torch.nn.Module):
         at = np.arange(len(states)) + np.repeat(starts - tokens.offsets[:-1], tokens.lengths)
         return states[moved(at, states.device)], tokens.offsets
 
+    def filled_states(self, tokens: Tokens, length: int, filler: int, *, attended: bool) -> torch.Tensor:
+        """The last hidden states of texts that are filled up to one length with a token.
+
+        Args:
+            tokens: N texts, of at most `length` tokens.
+            length: Tokens of each text, with what fills it.
+            filler: The token that fills it.
+            attended: Whether tokens attend to what fills their text. Where they do not, a text's own states are those
+                of the text alone.
+
+        Returns:
+            float32[N * length, D], with gradients.
+        """
+        ids, own = self._side_by_side(tokens, length, filler)
+        mask = torch.ones_like(own) if attended else own
+        with autocast(self.amp, self.device):
+            return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.flatten(0, 1).float()
+
     def vectors_in(self, ids: torch.Tensor, positions: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
         """Vectors of texts that are on the device already: nothing on the CPU depends on what they are.
 
@@ -444,12 +462,15 @@ class Encoder(torch.nn.Module):
 
     def _padded(self, tokens: Tokens) -> torch.Tensor:
         """[T, D], the states of the tokens that are no padding."""
-        lengths = torch.from_numpy(tokens.lengths)
-        mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        ids = torch.full(mask.shape, self.tokenizer.pad_token_id or 0)
-        ids[mask] = torch.from_numpy(tokens.ids)
-        mask = mask.to(self.device)
-        return self.model(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state[mask]
+        ids, mask = self._side_by_side(tokens, int(tokens.lengths.max()), self.tokenizer.pad_token_id or 0)
+        return self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+
+    def _side_by_side(self, tokens: Tokens, length: int, filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64[N, length], texts filled up with a token, and bool[N, length], what is their own."""
+        own = torch.arange(length) < torch.from_numpy(tokens.lengths)[:, None]
+        ids = torch.full(own.shape, filler)
+        ids[own] = torch.from_numpy(tokens.ids)
+        return ids.to(self.device), own.to(self.device)
 
     def _pool(self, states: torch.Tensor, lengths: np.ndarray) -> torch.Tensor:
         """[T, D] → float32[N, D]."""

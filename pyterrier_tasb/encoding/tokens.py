@@ -61,6 +61,10 @@ class Tokens:
         ends = np.repeat(self.offsets[1:], len(ids))
         return Tokens(np.insert(self.ids, ends, more), self.offsets + len(ids) * np.arange(len(self) + 1))
 
+    def with_second(self, id: int) -> Tokens:
+        """Each text with a further token behind its first one."""
+        return Tokens(np.insert(self.ids, self.offsets[:-1] + 1, id), self.offsets + np.arange(len(self) + 1))
+
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> Tokens:
         """One list of ids a text."""

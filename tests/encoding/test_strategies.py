@@ -35,6 +35,28 @@ def _assert_equal_gradients(ours, theirs):
         torch.testing.assert_close(ours[name], grad, rtol=1e-4, atol=1e-5 * max(1, grad.abs().max().item()), msg=name)
 
 
+@pytest.mark.parametrize('attended', [False, True])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_states_of_filled_texts_are_those_of_each_text_alone(name, attended):
+    filler, length, ours, theirs = 7, 10, encoder(name, 'auto'), encoder(name, 'padded')
+    tokens = ragged().take(np.flatnonzero(ragged().lengths < length))
+    theirs.model.set_attn_implementation('eager')
+    states = ours.filled_states(tokens, length, filler, attended=attended)
+    expected = []
+    for i, n in enumerate(tokens.lengths):
+        ids, mask = torch.full((1, length), filler), torch.ones(1, length, dtype=torch.long)
+        ids[0, :n] = torch.from_numpy(tokens.take(np.array([i])).ids)
+        mask[0, n:] = int(attended)
+        expected.append(theirs.model(input_ids=ids, attention_mask=mask).last_hidden_state[0])
+    torch.testing.assert_close(states, torch.cat(expected), rtol=1e-5, atol=1e-5)
+    own = states.view(len(tokens), length, -1)[torch.arange(length) < torch.from_numpy(tokens.lengths)[:, None]]
+    assert torch.allclose(own, ours.token_states(tokens)[0], rtol=1e-4, atol=1e-4) != attended
+    weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(0))
+    (states * weights).mean().backward()
+    (torch.cat(expected) * weights).mean().backward()
+    _assert_equal_gradients(_gradients(ours.model), _gradients(theirs.model))
+
+
 @pytest.mark.parametrize('pooling', ['cls', 'mean'])
 @pytest.mark.parametrize('name, strategy', [
     *((name, strategy) for name in [*PACKABLE, 'mpnet'] for strategy in ('sorted', 'equal', 'padded')),

@@ -53,6 +53,12 @@ def test_take_and_concat_are_those_of_lists(lists, data):
     assert tokens.take(None) is tokens
 
 
+@given(LISTS)
+def test_with_second_is_that_of_lists(lists):
+    found = Tokens.from_lists([[1, *ids] for ids in lists]).with_second(7)
+    assert _lists(found) == [[1, 7, *ids] for ids in lists] and len(found) == len(lists)
+
+
 def test_concat_of_nothing():
     assert len(Tokens.concat([])) == 0
 
