@@ -15,9 +15,10 @@ from .._files import atomic_dir, read_json
 from .._warn import warn
 from ..encoding import Encoder
 from ..encoding.model_directory import check_finite, check_replaceable
+from .marking import Marking
 
 _METADATA = 'artifact.metadata'   # ColBERT's own name for its settings
-_COLBERTS_OWN = ('query_token_id', 'doc_token_id', 'mask_punctuation')
+_COLBERTS_OWN = ('query_token_id', 'doc_token_id', 'mask_punctuation')   # there in what colbert-ai itself wrote
 
 
 @dataclass
@@ -28,11 +29,13 @@ class Checkpoint:
         encoder: The token encoder.
         projection: Applied to token vectors; None where there is none.
         normalize: Whether token vectors get unit length; None where the checkpoint does not say.
+        marking: How colbert-ai reads texts with it; None where colbert-ai did not write it.
         settings: Further settings that :func:`save` wrote.
     """
     encoder: Encoder
     projection: torch.nn.Linear | None
     normalize: bool | None
+    marking: Marking | None
     settings: dict
 
 
@@ -52,26 +55,27 @@ def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int
     Raises:
         ValueError: Its weights are no safetensors, or it is no encoder.
     """
-    metadata = _metadata(name_or_path)
-    unread = sorted(name for name in metadata if name in _COLBERTS_OWN and metadata[name])
-    if unread:
-        warn(f'{name_or_path} was trained by ColBERT with settings that are not applied here '
-             f'({", ".join(unread)}: its marker tokens, queries filled with [MASK], punctuation left out): '
-             'scores are not those that ColBERT gives. Train it further by fit, or let ColBERT itself score')
+    weights = _weights_file(name_or_path)
+    metadata, names = _metadata(name_or_path), _names(weights)
     options = dict(
         amp=amp, query_max_length=metadata.get('query_maxlen', 32) if query_max_length is None else query_max_length,
         doc_max_length=metadata.get('doc_maxlen', 200) if doc_max_length is None else doc_max_length)
-    weights = _weights_file(name_or_path)
-    names = _names(weights)
+    if metadata.get('interaction', 'colbert') != 'colbert':
+        warn(f'{name_or_path} was trained by ColBERT with interaction={metadata["interaction"]!r}, which is not '
+             'applied here: scores are sums of maxima, not those that ColBERT gives')
+    if 'linear.weight' in names and not metadata:
+        warn(f'{name_or_path} has a projection, as ColBERT\'s checkpoints have, and no {_METADATA} was found: it is '
+             'read without marker tokens, and scores may not be those that it was trained for')
     if 'compressor.weight' in names:
-        return _released(name_or_path, weights, options, device)
+        return _released(name_or_path, weights, options, device, metadata)
     encoder = Encoder.load(name_or_path, device=device, trust_remote_code=trust_remote_code, **options)
+    marking = Marking(encoder.tokenizer, metadata) if _is_colberts(metadata) else None
     if 'linear.weight' not in names:
-        return Checkpoint(encoder, None, metadata.get('normalize'), metadata)
+        return Checkpoint(encoder, None, metadata.get('normalize'), marking, metadata)
     with safe_open(weights, 'pt') as file:
         projection = _linear(file.get_tensor('linear.weight'), None)
     check_finite(f'{name_or_path} cannot be used', projection)
-    return Checkpoint(encoder, projection.to(device), metadata.get('normalize', True), metadata)
+    return Checkpoint(encoder, projection.to(device), metadata.get('normalize', True), marking, metadata)
 
 
 def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -97,10 +101,14 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = F
         (part / 'config.json').write_text(json.dumps(config, indent=1, default=str))
         checkpoint.encoder.tokenizer.save_pretrained(part)
         save_file(weights, part / 'model.safetensors', metadata={'format': 'pt'})
-        (part / _METADATA).write_text(json.dumps({**checkpoint.settings, 'normalize': checkpoint.normalize}, indent=1))
+        own = {} if checkpoint.marking is None else checkpoint.marking.settings
+        if own and checkpoint.projection is not None:
+            own = {**own, 'dim': checkpoint.projection.out_features}   # colbert-ai builds its layer by this
+        (part / _METADATA).write_text(json.dumps({**own, **checkpoint.settings, 'normalize': checkpoint.normalize},
+                                                 indent=1))
 
 
-def _released(name_or_path: str, weights: str, options: dict, device: torch.device) -> Checkpoint:
+def _released(name_or_path: str, weights: str, options: dict, device: torch.device, metadata: dict) -> Checkpoint:
     """The paper's teacher: `bert_model.*` and a `compressor` with a bias, scores not normalised."""
     state = load_file(weights)
     inner = {name.removeprefix('bert_model.'): value for name, value in state.items() if name.startswith('bert_model.')}
@@ -114,7 +122,7 @@ def _released(name_or_path: str, weights: str, options: dict, device: torch.devi
     projection = _linear(state['compressor.weight'], state.get('compressor.bias')).to(device)
     for part in model, projection:
         check_finite(f'{name_or_path} cannot be used', part)
-    return Checkpoint(encoder, projection, False, _metadata(name_or_path))
+    return Checkpoint(encoder, projection, False, None, metadata)
 
 
 def _backbone(state: dict[str, torch.Tensor]) -> PreTrainedModel:
@@ -165,5 +173,20 @@ def _names(weights: str) -> set[str]:
 
 
 def _metadata(name_or_path: str) -> dict:
+    """ColBERT's settings; empty where there are none."""
     file = Path(name_or_path) / _METADATA
-    return read_json(file) if file.exists() else {}
+    if not Path(name_or_path).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+        try:
+            file = Path(hf_hub_download(name_or_path, _METADATA))
+        except EntryNotFoundError:   # the repository has none, or nobody fetched it before the network was gone
+            return {}
+    if not file.exists():
+        return {}
+    metadata = read_json(file)
+    return {'doc_maxlen': 220, **metadata} if _is_colberts(metadata) else metadata   # as colbert-ai takes it
+
+
+def _is_colberts(metadata: dict) -> bool:
+    return any(name in metadata for name in _COLBERTS_OWN)

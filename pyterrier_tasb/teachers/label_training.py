@@ -40,7 +40,8 @@ def fit_on_labels(teacher: LateInteraction, topics_or_res: pd.DataFrame, qrels: 
     check_miner(negatives)
     training = teacher.training.replace(sampling='random', pairwise_loss='ranknet')
     run = Run.of(teacher._run if resume else None, folder, teacher.model_name, teacher.weights_fingerprint)
-    weights, lengths = run.weights, [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length]
+    weights = run.weights
+    lengths = [teacher.query_max_length, teacher.mask_tokens, teacher.doc_max_length, *teacher._marks()]
     with main_process_first(teacher.device):
         validate, of_validation = _validation(teacher, validation, validation_qrels, negatives, corpus)
         examples = prepare(topics_or_res, qrels, folder, negatives=negatives, corpus=corpus,
@@ -103,8 +104,8 @@ def in_batch_loss(module: torch.nn.Module, labelled: LabelledBatch,
                   scale: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Softmax cross entropy of each query's own positive against [P⁺ | P⁻], its other positives left out."""
     batch, size = labelled.batch, labelled.n_queries
-    states = module(batch.tokens)
-    lengths = torch.from_numpy(batch.tokens.lengths)
+    states, lengths = module(batch.tokens, size)
+    lengths = torch.from_numpy(lengths)
     split = int(lengths[:size].sum())
     scores = scale * maxsim(states[:split], lengths[:size], states[split:], lengths[size:])
     scores = scores[:, moved(torch.cat([batch.pos, batch.neg]), scores.device) - size]

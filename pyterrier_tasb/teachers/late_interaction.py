@@ -22,10 +22,12 @@ from ..encoding import Encoder, TokenRows, Tokens, TokenStore
 from ..encoding.encoder import weights_fingerprint
 from ..encoding.precision import device_of, in_own_precision
 from ..encoding.settings import copied, is_on, owned, settings_of, sharing, under_settings, with_settings
+from ..encoding.tokens import tokenise
 from ..texts import TextRows, TextStore
 from ..training.checkpoints import Run
 from ..training.config import Training
 from . import colbert
+from .marking import MarkedTokens, Marking
 from .maxsim import maxsim
 from .vectors import TokenVectors, in_half
 
@@ -34,17 +36,21 @@ _Ragged = tuple[torch.Tensor, torch.Tensor]   # token vectors [T, D], lengths [N
 
 
 class TokenEncoder(torch.nn.Module):
-    """Tokens → token vectors: encoder, optional projection, optional unit length."""
+    """Tokens → token vectors: encoder, optional marking as ColBERT's, optional projection, optional unit length."""
 
-    def __init__(self, encoder: Encoder, projection: torch.nn.Linear | None, normalize: bool) -> None:
+    def __init__(self, encoder: Encoder, projection: torch.nn.Linear | None, normalize: bool,
+                 marking: Marking | None = None) -> None:
         super().__init__()
-        self.encoder, self.projection, self.normalize = encoder, projection, normalize
+        self.encoder, self.projection, self.normalize, self.marking = encoder, projection, normalize, marking
 
-    def forward(self, tokens: Tokens) -> torch.Tensor:
-        """float32[T, D]."""
-        states, _ = self.encoder.token_states(tokens)
+    def forward(self, tokens: Tokens, n_queries: int) -> tuple[torch.Tensor, np.ndarray]:
+        """float32[T, D], the vectors that are scored, and int64[N], how many each text has; queries come first."""
+        if self.marking is None:
+            states, lengths = self.encoder.token_states(tokens)[0], tokens.lengths
+        else:
+            states, lengths = self.marking.states(self.encoder, tokens, n_queries)
         states = states if self.projection is None else self.projection(states)
-        return F.normalize(states, dim=-1) if self.normalize else states
+        return F.normalize(states, dim=-1) if self.normalize else states, lengths
 
 
 class LateInteraction(pt.Estimator):
@@ -53,6 +59,10 @@ class LateInteraction(pt.Estimator):
     A re-ranker: qid, query, docno, text → score, rank. A teacher of pairs (`pairwise_teacher=`) and of whole batches
     (`in_batch_teacher=`). An estimator: :meth:`fit` trains it on labels, so that with labels and no published teacher
     the whole method is `teacher.fit(…)`, then `tasb.fit(…)`.
+
+    A checkpoint that colbert-ai trained (ColBERTv2, for example) is read as colbert-ai reads it, and has its scores:
+    marker tokens, queries filled up with [MASK] to `query_max_length`, passages scored without their punctuation.
+    `marking` holds this; it is None for all other encoders.
 
     .. cite.dblp:: conf/sigir/KhattabZ20
     """
@@ -68,10 +78,10 @@ class LateInteraction(pt.Estimator):
 
         Args:
             model_name: A directory or hub name: a ColBERT checkpoint, or any encoder.
-            query_max_length: Tokens of a query; None takes what the checkpoint says, else 32.
-            doc_max_length: Tokens of a passage; None takes what the checkpoint says, else 200.
+            query_max_length: Tokens of a query, a marker included; None takes what the checkpoint says, else 32.
+            doc_max_length: Tokens of a passage, a marker included; None takes what the checkpoint says, else 200.
             mask_tokens: [MASK] tokens added to each query; None takes what the checkpoint says, else 0. The paper's
-                released teacher was trained with 8.
+                released teacher was trained with 8. Not for colbert-ai's checkpoints, which fill queries themselves.
             normalize: Unit-length token vectors; None takes what the checkpoint says, else True.
             scale: Factor on the scores; None takes what the checkpoint says, else 1.
             training: Hyper-parameters of :meth:`fit`; None takes 1,000 random batches of 32 at 3e-5. It reads `steps`,
@@ -104,6 +114,7 @@ class LateInteraction(pt.Estimator):
         checkpoint = colbert.load(self.model_name, query_max_length=query_max_length, doc_max_length=doc_max_length,
                                   device=self.device, amp=amp, trust_remote_code=trust_remote_code)
         _, self.query_max_length, self.doc_max_length = settings_of(checkpoint.encoder)
+        self.marking = checkpoint.marking
         self.mask_tokens = checkpoint.settings.get('mask_tokens', 0) if mask_tokens is None else mask_tokens
         self._check_masks(checkpoint.encoder)
         said = True if checkpoint.normalize is None else checkpoint.normalize
@@ -112,7 +123,7 @@ class LateInteraction(pt.Estimator):
         if not 0 < self.scale < math.inf:
             raise ValueError(f'scale={scale!r}: must be a finite number above 0')
         self.training = training or Training(steps=1000, learning_rate=3e-5, sampling='random', pairwise_loss='ranknet')
-        self._module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize).eval()
+        self._module = TokenEncoder(checkpoint.encoder, checkpoint.projection, self.normalize, self.marking).eval()
         self._cached_vectors, self._weights_fingerprint = _VectorCache(cache_bytes), None
         self._settled = self._settings()   # what module and cached vectors were made with
         self._shared = False   # the weights, with another transformer
@@ -122,6 +133,9 @@ class LateInteraction(pt.Estimator):
     def _check_masks(self, encoder: Encoder) -> None:
         masks = self.mask_tokens
         check_count('mask_tokens', masks, least=0)
+        if masks and self.marking is not None:
+            raise ValueError(f'mask_tokens={masks}: {self.model_name} is colbert-ai\'s and fills its queries up to '
+                             'query_max_length with [MASK]: leave mask_tokens out')
         if masks and encoder.tokenizer.mask_token_id is None:
             raise ValueError(f'mask_tokens={masks}: the tokenizer of {self.model_name} has no [MASK]')
         if masks and self.query_max_length + masks > encoder.max_positions:
@@ -143,7 +157,7 @@ class LateInteraction(pt.Estimator):
 
     def _settings(self) -> tuple:
         return (self.device, self.amp, self.query_max_length, self.doc_max_length, self.mask_tokens,
-                self.normalize, self.cache_bytes)
+                self.normalize, self.cache_bytes, self.marking)
 
     def _settle(self) -> None:
         """Make module and cache anew where settings are others: vectors of those before are no use."""
@@ -152,7 +166,8 @@ class LateInteraction(pt.Estimator):
             return
         self._check_masks(self._module.encoder)
         module = self._module if is_on(self._module.encoder, self.device) else copied(self._module, self.device)
-        self._module = TokenEncoder(under_settings(self, module.encoder), module.projection, self.normalize).eval()
+        self._module = TokenEncoder(under_settings(self, module.encoder), module.projection, self.normalize,
+                                    self.marking).eval()
         self._cached_vectors, self._settled = _VectorCache(self.cache_bytes), self._settings()
 
     # ---- scoring -----------------------------------------------------------------------------------------------
@@ -201,13 +216,13 @@ class LateInteraction(pt.Estimator):
 
     def _at_once(self, queries: Tokens, docs: Tokens) -> torch.Tensor:
         """float32[B, P], both sides in one forward pass."""
-        vectors, lengths = self._encode(Tokens.concat([queries, docs]))
-        both = zip(vectors.split([len(queries.ids), len(docs.ids)]),
-                   torch.from_numpy(lengths).split([len(queries), len(docs)]))
-        return self._maxsim(*both)
+        vectors, lengths = self._encode(Tokens.concat([queries, docs]), len(queries))
+        split = int(lengths[:len(queries)].sum())
+        lengths = torch.from_numpy(lengths)
+        return self._maxsim((vectors[:split], lengths[:len(queries)]), (vectors[split:], lengths[len(queries):]))
 
     def _of_texts(self, texts: list[str], side: str) -> _Ragged:
-        return self._cached([(side, text) for text in texts],
+        return self._cached(side, [(side, text) for text in texts],
                             lambda keys: self.tokenise([text for _, text in keys], side))
 
     def _of_rows(self, texts: TextStore | TextRows, side: str,
@@ -217,7 +232,7 @@ class LateInteraction(pt.Estimator):
 
         def cached(rows: np.ndarray) -> _Ragged:
             keys = [(side, texts.fingerprint, row) for row in rows.tolist()]
-            return self._cached(keys, lambda keys: tokens.take(np.array([row for *_, row in keys])))
+            return self._cached(side, keys, lambda keys: tokens.take(np.array([row for *_, row in keys])))
         if self.cache_dir is None:
             return cached
         dim = self.module.encoder.dim if self.module.projection is None else self.module.projection.out_features
@@ -225,31 +240,40 @@ class LateInteraction(pt.Estimator):
         return TokenVectors(Path(self.cache_dir) / key, tokens.lengths, dim,
                             lambda rows: cached(rows)[0], key).take
 
-    def tokens_of(self, texts: TextStore | TextRows, side: str, elsewhere: Path | None = None) -> TokenRows | _Masked:
-        """Tokens of a side by row, kept with the texts; queries get their [MASK] tokens."""
-        encoder = self.module.encoder
-        tokens = TokenStore.of(texts, encoder.tokenizer, encoder.max_length(side), elsewhere=elsewhere)
+    def tokens_of(self, texts: TextStore | TextRows, side: str,
+                  elsewhere: Path | None = None) -> TokenRows | _Masked | MarkedTokens:
+        """Tokens of a side by row, kept with the texts; markers and [MASK] tokens are added when they are taken."""
+        tokenizer, length = self.module.encoder.tokenizer, self._length_of_text(side)
+        tokens = TokenStore.of(texts, tokenizer, length, elsewhere=elsewhere)
+        if self.marking is not None:
+            return MarkedTokens(tokens, self.marking, side, self.query_max_length)
         return _Masked(tokens, self._masks) if side == 'query' and self.mask_tokens else tokens
 
     def tokenise(self, texts: list[str], side: str) -> Tokens:
-        """Tokens of texts; queries get their [MASK] tokens."""
-        tokens = self.module.encoder.tokenise(texts, side)
+        """Tokens of texts, with markers; queries get their [MASK] tokens."""
+        tokens = tokenise(self.module.encoder.tokenizer, texts, self._length_of_text(side))
+        if self.marking is not None:
+            return self.marking.marked(tokens, side)
         return tokens.followed_by(self._masks) if side == 'query' else tokens
+
+    def _length_of_text(self, side: str) -> int:
+        """Most tokens of a text of a side, without a marker."""
+        return self.module.encoder.max_length(side) - (self.marking is not None)
 
     @property
     def _masks(self) -> list[int]:
         return [self.module.encoder.tokenizer.mask_token_id] * self.mask_tokens
 
-    def _cached(self, keys: list[tuple], tokens: Callable[[list[tuple]], Tokens]) -> _Ragged:
+    def _cached(self, side: str, keys: list[tuple], tokens: Callable[[list[tuple]], Tokens]) -> _Ragged:
         """Token vectors of what `keys` name, one after the other; `tokens` of those that the cache lacks."""
         if not self.cache_bytes:
-            vectors, lengths = self._encode(tokens(keys))
+            vectors, lengths = self._encode(tokens(keys), len(keys) if side == 'query' else 0)
             return vectors, torch.from_numpy(lengths)
         found = self._cache.of(keys)
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         for start in range(0, len(missing), _CHUNK):
             some = missing[start:start + _CHUNK]
-            vectors, lengths = self._encode(tokens(some))
+            vectors, lengths = self._encode(tokens(some), len(some) if side == 'query' else 0)
             parts = in_half(vectors).split(lengths.tolist())
             fresh = {key: part.clone() for key, part in zip(some, parts, strict=True)}
             self._cache.add(fresh)
@@ -267,9 +291,9 @@ class LateInteraction(pt.Estimator):
                 return
             self._of_texts(missing[start:start + _CHUNK], 'doc')
 
-    def _encode(self, tokens: Tokens) -> tuple[torch.Tensor, np.ndarray]:
+    def _encode(self, tokens: Tokens, n_queries: int) -> tuple[torch.Tensor, np.ndarray]:
         with torch.inference_mode(), in_own_precision(self.device):
-            return self.module(tokens), tokens.lengths
+            return self.module(tokens, n_queries)
 
     # ---- learning ----------------------------------------------------------------------------------------------
 
@@ -323,7 +347,7 @@ class LateInteraction(pt.Estimator):
         Raises:
             ValueError: `path` exists and `overwrite` is False.
         """
-        colbert.save(colbert.Checkpoint(self.module.encoder, self.module.projection, self.normalize,
+        colbert.save(colbert.Checkpoint(self.module.encoder, self.module.projection, self.normalize, self.marking,
                                         {'scale': self.scale, 'query_maxlen': self.query_max_length,
                                          'doc_maxlen': self.doc_max_length, 'mask_tokens': self.mask_tokens}),
                      path, overwrite=overwrite)
@@ -356,13 +380,16 @@ class LateInteraction(pt.Estimator):
 
     def _key(self) -> tuple:
         return (self.model_name, self.query_max_length, self.doc_max_length, self.mask_tokens, self.normalize,
-                self.scale, self.text_field, self.amp)
+                self.scale, self.text_field, self.amp, *self._marks())
+
+    def _marks(self) -> list[str]:
+        return [] if self.marking is None else [repr(self.marking)]
 
     def __repr__(self) -> str:
         """All that the scores depend on: caches and stored scores go by it."""
         return (f'LateInteraction({self.model_name!r}, {self.query_max_length}+{self.mask_tokens}, '
                 f'{self.doc_max_length}, normalize={self.normalize}, scale={self.scale:g}, amp={self.amp!r}, '
-                f'weights={self.weights_fingerprint[:8]})')
+                f'weights={self.weights_fingerprint[:8]}{"".join(f", {marks}" for marks in self._marks())})')
 
 
 class _Masked:

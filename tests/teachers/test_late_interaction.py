@@ -104,7 +104,7 @@ def test_a_re_ranker_gives_the_matrix_whatever_the_cache_holds(tiny_bert_dir, ca
 
 
 def test_an_empty_frame_gets_its_columns_and_never_reaches_the_model(teacher, monkeypatch):
-    monkeypatch.setattr(teacher.module, 'forward', lambda tokens: pytest.fail('the model was called'))
+    monkeypatch.setattr(teacher.module, 'forward', lambda *_: pytest.fail('the model was called'))
     results = teacher(all_pairs().iloc[:0])
     assert not len(results) and {'qid', 'docno', 'score', 'rank'} <= set(results.columns)
 
@@ -523,17 +523,6 @@ def test_masks_are_looked_at_when_they_are_set(teacher, toy_results):
 def test_nothing_is_scored_as_nothing(teacher):
     assert teacher.score_matrix([], ['a rose']).shape == (0, 1)
     assert teacher.score_matrix(['a rose', 'wind'], []).shape == (2, 0)
-
-
-def test_settings_of_colbert_that_are_not_applied_are_warned_of(teacher, tmp_path, recwarn):
-    path = teacher.save(tmp_path / 'model')
-    LateInteraction(path)
-    assert not recwarn
-    file = path / 'artifact.metadata'
-    file.write_text(json.dumps({**json.loads(file.read_text()), 'query_token_id': '[unused0]', 'similarity': 'cosine',
-                                'mask_punctuation': True}))
-    with pytest.warns(UserWarning, match=r'settings that are not applied here \(mask_punctuation, query_token_id'):
-        LateInteraction(path)
 
 
 @pytest.mark.parametrize('part', ['encoder', 'projection'])
