@@ -73,7 +73,8 @@ def load(name_or_path: str, *, query_max_length: int | None, doc_max_length: int
     if 'linear.weight' not in names:
         return Checkpoint(encoder, None, metadata.get('normalize'), marking, metadata)
     with safe_open(weights, 'pt') as file:
-        projection = _linear(file.get_tensor('linear.weight'), None)
+        bias = file.get_tensor('linear.bias') if 'linear.bias' in names else None
+        projection = _linear(file.get_tensor('linear.weight'), bias)
     check_finite(f'{name_or_path} cannot be used', projection)
     return Checkpoint(encoder, projection.to(device), metadata.get('normalize', True), marking, metadata)
 
@@ -94,8 +95,9 @@ def save(checkpoint: Checkpoint, path: str | os.PathLike, *, overwrite: bool = F
         check_finite('the model is not saved', part)
     weights = {f'{model.base_model_prefix}.{name}': value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
-    if checkpoint.projection is not None:
-        weights['linear.weight'] = checkpoint.projection.weight.detach().cpu().contiguous()
+    if checkpoint.projection is not None:   # with a bias where it came from the paper's teacher; ColBERT has none
+        weights.update({f'linear.{name}': value.detach().cpu().contiguous()
+                        for name, value in checkpoint.projection.state_dict().items()})
     with atomic_dir(path, overwrite=overwrite) as part:
         config = {**model.config.to_dict(), 'architectures': ['HF_ColBERT']}
         (part / 'config.json').write_text(json.dumps(config, indent=1, default=str))

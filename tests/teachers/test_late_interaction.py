@@ -291,6 +291,12 @@ def test_the_released_teachers_layout(released, tiny_bert_dir, mask_tokens):
     np.testing.assert_allclose(scores_of(teacher), expected, rtol=5e-3, atol=5e-2)
 
 
+def test_a_released_teacher_that_is_saved_keeps_the_bias_of_its_projection(released, tmp_path):
+    teacher = teacher_of(released[0])
+    teacher.save(tmp_path / 'saved')
+    np.testing.assert_array_equal(scores_of(teacher_of(tmp_path / 'saved')), scores_of(teacher))
+
+
 def test_released_weights_that_fit_no_backbone_are_refused(released):
     path = released[0]
     state = load_file(path / 'model.safetensors')
