@@ -56,7 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument('--irds', action='store_true', help='take collection, queries and qrels from ir_datasets')
     parser.add_argument('--student', default='distilbert-base-uncased')
     parser.add_argument('--in-batch-teacher', default=COLBERT, help='a ColBERT checkpoint')
-    parser.add_argument('--mask-tokens', type=int, default=8, help='[MASK] tokens that it was trained with')
+    parser.add_argument('--mask-tokens', type=int, default=8,
+                        help='[MASK] tokens that it was trained with; 0 for one of colbert-ai, which knows its own')
     parser.add_argument('--batch-size', type=int, default=32, help='the paper has 32, 96 and 256')
     parser.add_argument('--steps', type=int, default=800_000)
     parser.add_argument('--clusters', type=int, default=2000)
