@@ -1,6 +1,7 @@
 """Pairs, tokens, clusters and plan at MS MARCO's size: seconds and peak resident memory, each in its own process.
 
-`--scale 1` is the full size: 40M lines of teacher scores, 8.8M passages, 800K query vectors of 768 dimensions.
+`--scale 1` is the full size: 40M lines of teacher scores, 8.8M passages, 800K query vectors of 768 dimensions. Of
+scores with texts there is a tenth, which is 3.5 GB.
 """
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from common import machine, markdown, peak_memory
 
-PARTS = ('pairs', 'plan', 'tokens', 'clusters', 'clusters by scikit-learn')
+PARTS = ('pairs', 'pairs of string ids', 'pairs with texts', 'plan', 'tokens', 'clusters', 'clusters by scikit-learn')
 
 
 def arguments() -> argparse.Namespace:
@@ -28,8 +31,8 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_pairs(file: Path, scale: float) -> None:
-    """Lines as published: runs of one query, two scores with ten digits, ids in MS MARCO's ranges."""
+def make_pairs(file: Path, scale: float, id_prefix: str = '') -> None:
+    """Lines as published: two scores with ten digits, ids in MS MARCO's ranges."""
     rng, lines = np.random.default_rng(0), int(40_000_000 * scale)
     qids = rng.choice(1_185_868, max(1, int(400_000 * scale)), replace=False)
     with open(file, 'w', encoding='ascii') as out:
@@ -37,25 +40,38 @@ def make_pairs(file: Path, scale: float) -> None:
             n = min(1_000_000, lines - start)
             frame = pd.DataFrame({'pos': rng.normal(8, 2, n), 'neg': rng.normal(2, 4, n), 'q': rng.choice(qids, n),
                                   'p': rng.integers(0, 8_841_823, n), 'n': rng.integers(0, 8_841_823, n)})
+            if id_prefix:
+                frame = frame.assign(**{name: id_prefix + frame[name].astype(str) for name in ('q', 'p', 'n')})
             frame.to_csv(out, sep='\t', header=False, index=False, float_format='%.10f')
 
 
-def make_texts(folder: Path, scale: float) -> None:
-    """Passages of MS MARCO's lengths (mean 69 word pieces, 99th percentile about 169) out of words of pydocs."""
-    from pyterrier_tasb import TextStore, pydocs
-    words = np.array(sorted({word for doc in pydocs.load().get_corpus_iter() for word in doc['text'].split()}))
-    rng = np.random.default_rng(0)
+def make_scores_with_texts(file: Path, scale: float) -> None:
+    """Lines as published in text form; a query has 100."""
+    rng, lines = np.random.default_rng(0), int(4_000_000 * scale)
+    docs, queries = list(passages(int(884_182 * scale), rng)), list(passages(max(1, lines // 100), rng, share=.1))
+    with open(file, 'w', encoding='utf-8') as out:
+        for pos_score, neg_score in rng.normal(8, 2, (lines, 2)):
+            query, (pos, neg) = queries[rng.integers(len(queries))], rng.integers(len(docs), size=2)
+            out.write(f'{pos_score:.10f}\t{neg_score:.10f}\t{query}\t{docs[pos]}\t{docs[neg]}\n')
 
-    def passages() -> object:
-        for start in range(0, n, 10_000):
-            lengths = np.clip(rng.gamma(3.7, 6.0, 10_000), 5, 300).astype(int)
-            drawn = words[np.minimum(rng.zipf(1.3, lengths.sum()) - 1, len(words) - 1)]
-            ends = np.cumsum(lengths)
-            for i, (end, length) in enumerate(zip(ends, lengths)):
-                if start + i < n:
-                    yield str(start + i), ' '.join(drawn[end - length:end])
-    n = int(8_841_823 * scale)
-    TextStore.build(folder, passages())
+
+def passages(n: int, rng: np.random.Generator, share: float = 1.0) -> Iterator[str]:
+    """Texts of MS MARCO's lengths (mean 69 word pieces, 99th percentile about 169), or of a share of them."""
+    from pyterrier_tasb import pydocs
+    words = np.array(sorted({word for doc in pydocs.load().get_corpus_iter() for word in doc['text'].split()}))
+    for start in range(0, n, 10_000):
+        lengths = np.clip(share * rng.gamma(3.7, 6.0, 10_000), 5, 300).astype(int)
+        drawn = words[np.minimum(rng.zipf(1.3, lengths.sum()) - 1, len(words) - 1)]
+        ends = np.cumsum(lengths)
+        for end, length in list(zip(ends, lengths))[:n - start]:
+            yield ' '.join(drawn[end - length:end])
+
+
+def make_texts(folder: Path, scale: float) -> None:
+    """As many passages as MS MARCO has, out of words of pydocs."""
+    from pyterrier_tasb import TextStore
+    texts = passages(int(8_841_823 * scale), np.random.default_rng(0))
+    TextStore.build(folder, ((str(i), text) for i, text in enumerate(texts)))
 
 
 def make_vectors(file: Path, scale: float) -> None:
@@ -71,12 +87,14 @@ def make_vectors(file: Path, scale: float) -> None:
 
 def make(folder: Path, part: str, scale: float) -> None:
     """What `measure` reads, made beforehand and not measured."""
-    part = part.partition(' ')[0]   # scikit-learn clusters the same vectors
+    part = part.removesuffix(' by scikit-learn')   # of the same vectors
     makers = {'pairs': (folder / 'scores.tsv', make_pairs), 'tokens': (folder / 'texts', make_texts),
+              'pairs of string ids': (folder / 'names.tsv', partial(make_pairs, id_prefix='D')),
+              'pairs with texts': (folder / 'scores-with-texts.tsv', make_scores_with_texts),
               'clusters': (folder / 'vectors.npy', make_vectors)}
     if part in makers and not makers[part][0].exists():
         makers[part][1](makers[part][0], scale)
-    if part in ('pairs', 'tokens'):   # what an earlier run made would be opened, and that timed
+    if part.startswith(('pairs', 'tokens')):   # what an earlier run made would be opened, and that timed
         shutil.rmtree(folder / part, ignore_errors=True)
     if part == 'plan' and not (folder / 'pairs').exists():
         make(folder, 'pairs', scale)
@@ -87,7 +105,14 @@ def measure(folder: Path, part: str, scale: float) -> str:
     """Do the work of a part; returns what was done."""
     if part == 'pairs':
         from pyterrier_tasb import ScoredPairs
-        return repr(ScoredPairs.from_teacher_file(folder / 'scores.tsv', folder / 'pairs'))
+        return repr(ScoredPairs.from_teacher_file(folder / 'scores.tsv', folder / part))
+    if part == 'pairs of string ids':
+        from pyterrier_tasb import ScoredPairs
+        return repr(ScoredPairs.from_teacher_file(folder / 'names.tsv', folder / part))
+    if part == 'pairs with texts':
+        from pyterrier_tasb import ScoredPairs
+        pairs = ScoredPairs.from_text_file(folder / 'scores-with-texts.tsv', folder / part)
+        return f'{pairs!r}, {len(pairs.docs):,} passages'
     if part == 'plan':
         from pyterrier_tasb import BatchPlan, QueryClusters, ScoredPairs
         pairs = ScoredPairs(folder / 'pairs')

@@ -39,7 +39,8 @@ def test_encoding_speed(tmp_path, minilm_dir):
 
 def test_scale(tmp_path, minilm_dir):
     out = _run('scale.py', '--scale', 2e-4, cwd=tmp_path)
-    for part in ('pairs', 'plan', 'tokens', 'clusters', 'clusters by scikit-learn'):
+    for part in ('pairs', 'pairs of string ids', 'pairs with texts', 'plan', 'tokens', 'clusters',
+                 'clusters by scikit-learn'):
         assert f'| {part} |' in out
     assert 'µs a batch' in out and 'mean' in out
 
