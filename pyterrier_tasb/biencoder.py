@@ -94,6 +94,12 @@ class IndexQueryEncoder(QueryEncoder):
     def _key(self) -> tuple:
         return *super()._key(), self.index.index_path
 
+    def __getstate__(self) -> dict[str, Any]:
+        # the pickle of an index that was searched holds all its vectors, which are not needed here
+        index = pyterrier_dr.FlexIndex(str(self.index.index_path), verbose=False)
+        index._meta = self.index._meta
+        return {**super().__getstate__(), 'index': index}
+
     def transform(self, inp: pd.DataFrame) -> pd.DataFrame:
         """Encode each distinct query once."""
         out = super().transform(inp)

@@ -1,6 +1,7 @@
 """The steps of `TasBalanced.fit`: each builds one product in the work directory, or finds it there."""
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
@@ -218,9 +219,11 @@ class Fit:
         path, teacher = self.folder / 'pairs', self._pairwise_teacher()
         some, docpairs = spy(docpairs, _LOOKED_AT)
         claim(self.folder, 'pairs', {f'first {_LOOKED_AT} docpairs': fingerprint(rows_of(some))}, 'docpairs.json')
+        counts = self.folder / 'dropped.json'
         if path.exists():
             if rank() == 0:
                 remove_chunks(path)
+            self.report['dropped'] = read_json(counts) if counts.exists() else {}
             return ScoredPairs(path)
         if teacher is not None:
             if self.student.corpus is None:
@@ -228,7 +231,12 @@ class Fit:
             teacher = pt.apply.generic(lambda rows: rows.assign(query=_query_of(topics, rows['qid'])),
                                        required_columns=['qid']) \
                 >> text_loader(self.student.corpus, self.student.text_field) >> teacher
-        return ScoredPairs.from_docpairs(docpairs, path, teacher=teacher)
+        n = itertools.count()
+        pairs = ScoredPairs.from_docpairs((pair for pair, _ in zip(docpairs, n)), path, teacher=teacher)
+        lost = next(n) - len(pairs)
+        self.report['dropped'] = {'docpairs that the pairwise teacher did not score': lost} if lost else {}
+        write_json(counts, self.report['dropped'])
+        return pairs
 
     def _check_queries(self, qids: pd.Series) -> None:
         """See before anything is mined or scored that there are enough, and that given clusters know some."""

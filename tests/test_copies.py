@@ -54,6 +54,14 @@ def test_copies_share_a_store(store, copied):
     assert copied([store, store])[1] is copied(store) is store
 
 
+def test_the_encoder_of_a_retriever_that_has_searched_takes_no_vectors_along(tiny_bert_dir, toy_corpus, tmp_path):
+    tasb = TasBalanced(tiny_bert_dir)
+    retriever = tasb.retriever(tasb.index(toy_corpus, tmp_path / 'index'))
+    before = len(pickle.dumps(retriever[0]))
+    retriever.search('rose')
+    assert len(pickle.dumps(retriever[0])) < before + 1000
+
+
 def test_a_student_is_copied_without_its_corpus(tiny_bert_dir, tmp_path):
     store = _texts(tmp_path / 'texts', 3)
     assert copy.deepcopy(TasBalanced(tiny_bert_dir, corpus=store)).corpus is store

@@ -303,6 +303,32 @@ def test_the_same_call_again_on_the_same_object_ends_at_once(tiny_bert_dir, toy_
         fit(resume=True)
 
 
+@pytest.mark.parametrize('kind', [TasBalanced, LateInteraction])
+def test_what_has_learnt_begins_anew_where_its_run_was_moved_away(kind, tiny_bert_dir, toy_results, toy_qrels,
+                                                                  tmp_path):
+    def fit():
+        return model.fit(toy_results, toy_qrels, work_dir=tmp_path / 'work', resume=True).weights_fingerprint
+    model = kind(tiny_bert_dir, training=FAST.replace(steps=2))
+    untrained, first = model.weights_fingerprint, fit()
+    (tmp_path / 'work').rename(tmp_path / 'elsewhere')
+    assert fit() not in (untrained, first)
+    assert read_json(tmp_path / 'work' / 'run.json')['weights'] == first
+    assert read_json(tmp_path / 'elsewhere' / 'run.json')['weights'] == untrained
+
+
+def test_docpairs_that_are_not_scored_are_in_the_record(tiny_bert_dir, toy_topics, toy_corpus, tmp_path):
+    def fit():
+        pairs = ({'query_id': qid, 'doc_id_a': f'd{qid[1:]}a', 'doc_id_b': f'd{(int(qid[1:]) + 7) % 60}b'}
+                 for qid in toy_topics['qid'])
+        tasb = TasBalanced(tiny_bert_dir, corpus=corpus, training=FAST, pairwise_teacher=_scorer(1) >> pt.apply.generic(
+            lambda results: results[results['docno'] != 'd3a']))
+        return tasb.fit(toy_topics, pairs=pairs, work_dir=tmp_path / 'work', resume=True).record['dropped']
+    corpus = TextStore.build(tmp_path / 'texts', ((doc['docno'], doc['text']) for doc in toy_corpus))
+    with pytest.warns(UserWarning, match='1 of 60 docpairs are left out'):
+        assert fit() == {'docpairs that the pairwise teacher did not score': 1}
+    assert fit() == {'docpairs that the pairwise teacher did not score': 1}
+
+
 def test_an_encoder_of_clusters_that_is_not_asked_does_not_matter(tiny_bert_dir, toy_results, toy_qrels, tmp_path):
     def fit(clusters, **options):
         tasb = TasBalanced(tiny_bert_dir, training=FAST.replace(sampling='random'), cluster_encoder=clusters)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyterrier as pt
 import pytest
 
-from pyterrier_tasb import Encoder, TasBalanced, Training
+from pyterrier_tasb import Encoder, TasBalanced, Training, baselines
 from pyterrier_tasb._warn import warn
 
 
@@ -14,7 +14,7 @@ def _where(call):
         warnings.simplefilter('always')
         call()
     return {warning.filename for warning in found if 'more than' in str(warning.message)
-            or 'dropped' in str(warning.message)}
+            or 'dropped' in str(warning.message) or 'cannot be found' in str(warning.message)}
 
 
 def test_of_loading_is_at_the_callers_line(tiny_bert_dir):
@@ -28,6 +28,11 @@ def test_of_fit_in_a_pipeline_is_at_the_callers_line(tiny_bert_dir, toy_results,
     pipeline = pt.apply.generic(lambda frame: results) >> tasb
     topics = toy_results[['qid', 'query']].drop_duplicates()
     assert _where(lambda: pipeline.fit(topics, toy_qrels)) == {__file__}
+
+
+def test_of_a_corpus_that_other_libraries_draw_from_is_at_the_callers_line(tmp_path):
+    corpus = [{'docno': str(i), 'text': 'роза'} for i in range(3)] + [{'docno': 'x', 'text': 'rose'}]
+    assert _where(lambda: baselines.bm25(corpus, tmp_path / 'index', engine='terrier')) == {__file__}
 
 
 def test_of_a_thread_comes_through():

@@ -4,9 +4,10 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +28,7 @@ _BLOCK = 16 << 20          # bytes of text parsed at a time
 _MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings
 _MOST_MARGIN = float(np.finfo(np.float32).max)
 _COLUMNS = ('pos_score', 'neg_score', 'query_id', 'pos_pid', 'neg_pid')
+_OTHER_WHITE_SPACE = re.compile(rb'[\0\x0b\x0c]|\r(?!\n)')   # than spaces, tabs and ends of lines; zero bytes
 _TEXT_COLUMNS = ('pos_score', 'neg_score', 'query', 'pos_text', 'neg_text')
 
 
@@ -205,13 +207,40 @@ def _find_bad_line(file: str | os.PathLike, number: int, block: bytes) -> None:
 def _numbered(file: str | os.PathLike, queries: NumberedStrings, docs: NumberedStrings,
               separator: bytes | None = None, columns: tuple[str, ...] = _COLUMNS) -> Iterator[np.ndarray]:
     """Rows of the file, a block at a time, whose strings are numbered as they come."""
-    for block in _blocks(file):
-        margin, query, pos, neg = zip(*(_fields(file, number, line.rstrip(b'\r'), separator, columns)
-                                        for number, line in _lines(*block)))
+    for number, block in _blocks(file):
+        parsed = None if separator else _strings(block)
+        if parsed is None:
+            parsed = zip(*(_fields(file, at, line.rstrip(b'\r'), separator, columns)
+                           for at, line in _lines(number, block)))
+        margin, query, pos, neg = parsed
         rows = np.empty(len(margin), dtype=ROW)
-        rows['query'], rows['margin'] = queries.add(list(query)), margin
-        rows['pos'], rows['neg'] = docs.add([doc for pair in zip(pos, neg) for doc in pair]).reshape(-1, 2).T
+        rows['query'], rows['margin'] = _rows_of(queries, query), margin
+        rows['pos'], rows['neg'] = _rows_of(docs, [doc for pair in zip(pos, neg) for doc in pair]).reshape(-1, 2).T
         yield rows
+
+
+def _rows_of(strings: NumberedStrings, some: Sequence[str]) -> np.ndarray:
+    """The row of each; equal ones are asked for once."""
+    which, distinct = pd.factorize(np.array(some, dtype=object))
+    return strings.add(list(distinct))[which]
+
+
+def _strings(block: bytes) -> list[np.ndarray] | None:
+    """Margin, query, positive and negative of whole lines; None where it takes :func:`_fields` to say what they are."""
+    if _OTHER_WHITE_SPACE.search(block):
+        return None
+    try:
+        frame = pd.read_csv(io.BytesIO(block), sep=r'\s+', header=None, engine='c', quoting=3, na_filter=False,
+                            dtype=dict.fromkeys((2, 3, 4), object))
+    except ValueError:   # a ParserError and a UnicodeDecodeError as well
+        return None
+    if frame.shape[1] != 5 or any(frame[i].dtype.kind not in 'fi' for i in (0, 1)):
+        return None
+    with np.errstate(invalid='ignore', over='ignore'):
+        margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
+    if not np.isfinite(margin).all() or not frame[4].map(bool).all():   # a short line's last field is empty
+        return None
+    return [margin, *(frame[i].to_numpy() for i in (2, 3, 4))]
 
 
 def _lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:

@@ -13,7 +13,7 @@ from ..encoding.transfer import moved
 
 # colbert-ai's names, and what it takes where a checkpoint does not say
 _SETTINGS = {'query_token_id': '[unused0]', 'doc_token_id': '[unused1]', 'mask_punctuation': True,
-             'attend_to_mask_tokens': False}
+             'attend_to_mask_tokens': False, 'interaction': 'colbert'}
 _CHUNK = 20_000   # texts whose tokens are looked at together
 
 
@@ -36,7 +36,7 @@ class Marking:
         self._ids = {side: tokenizer.convert_tokens_to_ids(self.settings[f'{side}_token_id'])
                      for side in ('query', 'doc')}
         self._mask, self._pad = tokenizer.mask_token_id, tokenizer.pad_token_id
-        if None in (*self._ids.values(), self._mask):
+        if None in (*self._ids.values(), self._mask) or tokenizer.unk_token_id in self._ids.values():
             raise ValueError(f'the checkpoint\'s tokenizer lacks [MASK] or a marker token of its {self}')
         symbols = string.punctuation if self.settings['mask_punctuation'] else ''
         # of a symbol that is several tokens the first one; a symbol that is unknown leaves out all that is unknown

@@ -140,7 +140,7 @@ class Run:
 
     @classmethod
     def of(cls, earlier: Run | None, folder: Path, name: str, weights: str) -> Run:
-        """The run in a work directory: the model's earlier one, where that was here and has made its weights.
+        """The run in a work directory: the model's earlier one, where that is here and has made its weights.
 
         Args:
             earlier: The model's last run, or None.
@@ -148,8 +148,9 @@ class Run:
             name: The model's name now.
             weights: The fingerprint of its weights now.
         """
-        place = str(folder.resolve())
-        if earlier is not None and earlier.folder == place and earlier.ended_with in (None, weights):
+        place, there = str(folder.resolve()), folder / 'run.json'
+        ours = earlier is not None and earlier.folder == place and earlier.ended_with in (None, weights)
+        if ours and there.exists() and read_json(there).get('weights') == earlier.weights:   # not moved, nor deleted
             return earlier
         return cls(place, name, weights)
 

@@ -117,6 +117,24 @@ def test_pairs_equal_those_of_arrays(tmp_path_factory, lines, block, n_threads):
     assert sorted(map(int, pairs.docnos)) == sorted({int(i) for line in lines for i in line[3:]})
 
 
+words = st.text(st.characters(exclude_categories=['Cs'], exclude_characters=' \t\n\r\x0b\x0c\0'), min_size=1,
+                max_size=3)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.floats(-1000, 1000, width=32), st.floats(-1000, 1000, width=32), words, words, words),
+                min_size=1, max_size=20), st.integers(1, 300))
+def test_pairs_of_string_ids_are_those_that_are_read_line_by_line(tmp_path_factory, lines, block):
+    folder = tmp_path_factory.mktemp('teacher')
+    file = write(folder / 'scores', join([tuple(map(str, line)) for line in [*lines, (1.0, 2.0, 'q', 'd', 'e')]]))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(teacher_file, '_BLOCK', block)
+        fast = ScoredPairs.from_teacher_file(file, folder / 'fast')
+        monkeypatch.setattr(teacher_file, '_strings', lambda block: None)
+        plain = ScoredPairs.from_teacher_file(file, folder / 'plain')
+    assert fast.fingerprint == plain.fingerprint
+
+
 def test_the_order_of_lines_and_the_number_of_threads_do_not_matter(tmp_path):
     lines = some_lines()
     one = ScoredPairs.from_teacher_file(write(tmp_path / 'scores', join(lines)), tmp_path / 'one', n_threads=1)

@@ -237,10 +237,19 @@ def test_a_tokenizer_without_masks_is_refused(checkpoint):
         teacher_of(checkpoint.path)
 
 
-def test_another_interaction_is_warned_of(checkpoint):
+def test_a_tokenizer_without_the_markers_is_refused(checkpoint):
+    file = checkpoint.path / 'artifact.metadata'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'query_token_id': '[unheard of]'}))
+    with pytest.raises(ValueError, match=r"a marker token of its ColBERT\(query_token_id='\[unheard of\]'"):
+        teacher_of(checkpoint.path)
+
+
+def test_another_interaction_is_warned_of(checkpoint, tmp_path):
     changed(checkpoint.path, interaction='flipr')
     with pytest.warns(UserWarning, match="interaction='flipr', which is not applied here"):
-        teacher_of(checkpoint.path)
+        teacher = teacher_of(checkpoint.path)
+    with pytest.warns(UserWarning, match="interaction='flipr'"):
+        teacher_of(teacher.save(tmp_path / 'saved'))
 
 
 def test_a_pylate_directory_is_refused(checkpoint):
