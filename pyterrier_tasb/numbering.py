@@ -57,8 +57,7 @@ class NumberedStrings:
     def add(self, strings: list[str]) -> np.ndarray:
         """uint32[n], the row of each."""
         rows, new = self._numbering.add(strings)
-        for at in new.tolist():
-            self._writer.add(strings[at])
+        self._writer.extend(strings[at] for at in new)
         return rows
 
     def __exit__(self, *exception: object) -> None:

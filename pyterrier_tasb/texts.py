@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from more_itertools import chunked
 
 from ._files import OnDisk, atomic_dir, check_new, check_unharmed, file_fingerprint, fingerprint, read_json, write_json
 
@@ -36,8 +37,8 @@ class StringArray(Sequence):
     def write(path: str | os.PathLike, strings: Iterable[str]) -> None:
         """Write strings as they come."""
         with StringWriter(path) as writer:
-            for string in strings:
-                writer.add(string)
+            for some in chunked(strings, 10_000):
+                writer.extend(some)
 
     @staticmethod
     def read(path: str | os.PathLike) -> Iterator[str]:
@@ -83,6 +84,13 @@ class StringWriter:
         self._out.write(blob)
         self.offsets.append(self.offsets[-1] + len(blob))
         return blob
+
+    def extend(self, strings: Iterable[str]) -> None:
+        """Write some strings."""
+        blobs = [string.encode('utf-8', 'surrogatepass') for string in strings]
+        self._out.write(b''.join(blobs))
+        ends = self.offsets[-1] + np.cumsum(list(map(len, blobs)), dtype=np.int64)
+        self.offsets.frombytes(ends.tobytes())
 
     def __exit__(self, *exception: object) -> None:
         self._out.close()

@@ -4,11 +4,11 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +28,6 @@ _BLOCK = 16 << 20          # bytes of text parsed at a time
 _MOST_ID = 1 << 28         # numbers below this are kept as numbers; other ids as strings
 _MOST_MARGIN = float(np.finfo(np.float32).max)
 _COLUMNS = ('pos_score', 'neg_score', 'query_id', 'pos_pid', 'neg_pid')
-_OTHER_WHITE_SPACE = re.compile(rb'[\0\x0b\x0c]|\r(?!\n)')   # than spaces, tabs and ends of lines; zero bytes
 _TEXT_COLUMNS = ('pos_score', 'neg_score', 'query', 'pos_text', 'neg_text')
 
 
@@ -127,8 +126,10 @@ def _parsed(file: str | os.PathLike, n_threads: int) -> Iterator[np.ndarray]:
     def parse(block: tuple[int, bytes]) -> np.ndarray:
         return _parse(file, *block)
 
+    blocks = _blocks(file)
+    yield from map(parse, islice(blocks, 1))   # ids that are no numbers show here, before several blocks are read
     with ThreadPoolExecutor(n_threads) as pool:
-        yield from in_order(pool, parse, _blocks(file), n_threads + 1)
+        yield from in_order(pool, parse, blocks, n_threads + 1)
 
 
 def _blocks(file: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
@@ -227,8 +228,8 @@ def _rows_of(strings: NumberedStrings, some: Sequence[str]) -> np.ndarray:
 
 def _strings(block: bytes) -> list[np.ndarray] | None:
     """Margin, query, positive and negative of whole lines; None where it takes :func:`_fields` to say what they are."""
-    if _OTHER_WHITE_SPACE.search(block):
-        return None
+    if any(sign in block for sign in (b'\0', b'\x0b', b'\x0c')) or block.count(b'\r') > block.count(b'\r\n'):
+        return None   # white space, or the end of a string, to one of the two and not to the other
     try:
         frame = pd.read_csv(io.BytesIO(block), sep=r'\s+', header=None, engine='c', quoting=3, na_filter=False,
                             dtype=dict.fromkeys((2, 3, 4), object))
