@@ -4,8 +4,9 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pandas as pd
 
-from .texts import StringWriter, hash_of
+from .texts import StringWriter
 
 
 class Numbering:
@@ -18,13 +19,12 @@ class Numbering:
         self._hashes, self._numbers = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.uint32)
 
     def add(self, strings: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Number further strings.
+        """Number further strings, of what utf-8 can write.
 
         Returns:
             uint32[n], the number of each; and where those are that never came before, in the order of their numbers.
         """
-        blobs = (string.encode('utf-8', 'surrogatepass') for string in strings)
-        hashes = np.fromiter(map(hash_of, blobs), dtype=np.uint64, count=len(strings))
+        hashes = pd.util.hash_array(np.array(strings, dtype=object), categorize=False)
         found, first, which = np.unique(hashes, return_index=True, return_inverse=True)
         at = np.searchsorted(self._hashes, found)
         known = np.append(self._hashes, np.uint64(0))[at] == found

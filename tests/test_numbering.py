@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pyterrier_tasb.numbering import NumberedStrings, Numbering
 from pyterrier_tasb.texts import StringArray
 
-BLOCKS = st.lists(st.lists(st.text(st.characters(), max_size=2), max_size=8), max_size=6)
+BLOCKS = st.lists(st.lists(st.text(max_size=2), max_size=8), max_size=6)
 
 
 @given(BLOCKS)
