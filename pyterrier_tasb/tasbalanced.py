@@ -70,7 +70,8 @@ class TasBalanced(pyterrier_dr.BiEncoder, pt.Estimator):
             pairwise_teacher: Any transformer that scores (query, text); None takes the score that arrives.
             in_batch_teacher: Who scores every query of a batch against all its passages: a
                 :class:`LateInteraction`, the name of a ColBERT checkpoint, a :class:`WeightedSum`, any transformer
-                that scores (query, text), or stored :class:`TeacherScores`; None leaves the in-batch term out.
+                that scores (query, text), or stored :class:`TeacherScores`, or their path; None leaves the in-batch
+                term out.
             negatives: The pipeline that mines candidates when :meth:`fit` is given topics.
             corpus: A text store or anything with a text loader, for the text of candidates and of positives that they
                 lack. A text store's texts are not copied, and its tokens serve training, validation, a teacher with the
