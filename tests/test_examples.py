@@ -40,7 +40,7 @@ def example(monkeypatch):
 
 def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir, tiny_t5_dir):
     small = ['--packages', 'logging', 'argparse', 'email', 'statistics', '--steps', 4, '--teacher-steps', 2,
-             '--batch-size', 4, '--dev-queries', 4, '--max-words', 24]
+             '--batch-size', 4, '--dev-queries', 7, '--max-words', 24]
     out = _run('quickstart.py', *small, cwd=tmp_path)
     folder = tmp_path / 'runs' / 'quickstart'
     table = pd.read_csv(folder / 'table.csv')
@@ -52,7 +52,7 @@ def test_quickstart_prints_the_table_and_writes_the_figures(tmp_path, minilm_dir
     assert 'own_collection.py --data' in out
     assert {file.stem for file in (folder / 'figures').iterdir()} == {'recall', 'margins', 'learning_curve', 'clusters'}
     checkpoints = ['--doc2query', tiny_t5_dir, '--monot5', tiny_t5_dir]
-    out = _run('quickstart.py', *small, *checkpoints, '--dev-queries', 3, cwd=tmp_path)   # over what is there
+    out = _run('quickstart.py', *small, *checkpoints, '--dev-queries', 6, cwd=tmp_path)   # over what is there
     assert 'could not be loaded' not in out
     assert pd.read_csv(folder / 'table.csv')['name'].tolist()[-2:] == [
         'docT5query (Terrier, k1=1.2, b=0.75)', 'TAS-Balanced, top 100 by monoT5']
