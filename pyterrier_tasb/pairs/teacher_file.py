@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -215,15 +215,9 @@ def _numbered(file: str | os.PathLike, queries: NumberedStrings, docs: NumberedS
                            for at, line in _lines(number, block)))
         margin, query, pos, neg = parsed
         rows = np.empty(len(margin), dtype=ROW)
-        rows['query'], rows['margin'] = _rows_of(queries, query), margin
-        rows['pos'], rows['neg'] = _rows_of(docs, [doc for pair in zip(pos, neg) for doc in pair]).reshape(-1, 2).T
+        rows['query'], rows['margin'] = queries.add(list(query)), margin
+        rows['pos'], rows['neg'] = docs.add([doc for pair in zip(pos, neg) for doc in pair]).reshape(-1, 2).T
         yield rows
-
-
-def _rows_of(strings: NumberedStrings, some: Sequence[str]) -> np.ndarray:
-    """The row of each; equal ones are asked for once."""
-    which, distinct = pd.factorize(np.array(some, dtype=object))
-    return strings.add(list(distinct))[which]
 
 
 def _strings(block: bytes) -> list[np.ndarray] | None:
