@@ -209,6 +209,10 @@ def read_json(path: str | os.PathLike, kind: type = dict, needs: Iterable[str] =
     if not isinstance(value, kind):
         raise ValueError(f'{path} is damaged (a {type(value).__name__}, not a {kind.__name__}); delete it and run the '
                          'same call again')
+    return _having(path, value, needs)
+
+
+def _having(path: str | os.PathLike, value: Any, needs: Iterable[str]) -> Any:
     missing = [name for name in needs if name not in value]
     if missing:
         raise ValueError(f'{path} is damaged (no {", ".join(missing)}); delete it and run the same call again')
@@ -221,10 +225,11 @@ def artifact_meta(folder: Path, kind: type, needs: Iterable[str]) -> dict[str, A
     Raises:
         ValueError: It is of another kind, or damaged.
     """
-    found = read_json(folder / 'pt_meta.json').get('type', kind.ARTIFACT_TYPE)
+    meta = read_json(folder / 'pt_meta.json')
+    found = meta.get('type', kind.ARTIFACT_TYPE)
     if found != kind.ARTIFACT_TYPE:
         raise ValueError(f'{folder} holds {found}, not {kind.ARTIFACT_TYPE}: {kind.__name__} cannot open it')
-    return read_json(folder / 'pt_meta.json', needs=needs)
+    return _having(folder / 'pt_meta.json', meta, needs)
 
 
 def write_at(file: RawIOBase, at: int, array: np.ndarray) -> None:

@@ -97,7 +97,7 @@ class ScoredPairs(OnDisk, pt.Artifact):
         """
         if path is not None:
             check_new(path, 'ScoredPairs')
-        arrays = sorted_arrays(qids, docnos, query, pos, neg, margin)
+        arrays = _sorted_arrays(qids, docnos, query, pos, neg, margin)
         if path is None:
             pairs = cls.__new__(cls)
             pairs.qids, pairs.docnos = list(map(str, qids)), list(map(str, docnos))
@@ -105,11 +105,11 @@ class ScoredPairs(OnDisk, pt.Artifact):
             pairs.__dict__.update(arrays)
             # the same pairs have one fingerprint, in memory and on disk
             with tempfile.TemporaryDirectory() as folder, disk_named(Path(folder), 'path= may have more'):
-                write_arrays(Path(folder), qids, docnos, arrays)
+                _write_arrays(Path(folder), qids, docnos, arrays)
                 pairs.fingerprint = _fingerprint(Path(folder))
             return pairs
         with atomic_dir(path) as part:
-            write_arrays(part, qids, docnos, arrays)
+            _write_arrays(part, qids, docnos, arrays)
             if run is not None:
                 write_json(part / 'run.json', run)
             write_meta(part)
@@ -168,8 +168,8 @@ class ScoredPairs(OnDisk, pt.Artifact):
         return f'ScoredPairs({len(self):,} pairs of {self.n_queries:,} queries)'
 
 
-def sorted_arrays(qids: Sequence[str], docnos: Sequence[str], query: np.ndarray, pos: np.ndarray, neg: np.ndarray,
-                  margin: np.ndarray) -> dict[str, np.ndarray]:
+def _sorted_arrays(qids: Sequence[str], docnos: Sequence[str], query: np.ndarray, pos: np.ndarray, neg: np.ndarray,
+                   margin: np.ndarray) -> dict[str, np.ndarray]:
     """The arrays of pairs given by rows; see :meth:`ScoredPairs.from_arrays`."""
     query, pos, neg, margin = np.asarray(query), np.asarray(pos), np.asarray(neg), np.asarray(margin, dtype=np.float32)
     if len({array.shape for array in (query, pos, neg, margin)}) > 1 or margin.ndim != 1:
@@ -196,7 +196,7 @@ def sorted_arrays(qids: Sequence[str], docnos: Sequence[str], query: np.ndarray,
     return {name: values.astype(_ARRAYS[name]) for name, values in arrays.items()}
 
 
-def write_arrays(part: Path, qids: Sequence[str], docnos: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
+def _write_arrays(part: Path, qids: Sequence[str], docnos: Sequence[str], arrays: dict[str, np.ndarray]) -> None:
     """Ids and arrays into a directory that :func:`write_meta` completes."""
     StringArray.write(part / 'qids', map(str, qids))
     StringArray.write(part / 'docnos', map(str, docnos))

@@ -165,22 +165,17 @@ def _is_gzip(raw: BinaryIO) -> bool:
 
 
 def _parse(file: str | os.PathLike, number: int, block: bytes) -> np.ndarray:
-    try:
-        frame = pd.read_csv(io.BytesIO(block), sep=r'\s+', header=None, engine='c', quoting=3, na_filter=False)
-    except (pd.errors.ParserError, UnicodeDecodeError):
-        frame = None
-    if frame is None or frame.shape[1] != 5 or any(frame[i].dtype.kind not in 'fi' for i in (0, 1)):
+    read = _read(block)
+    if read is None:
         _find_bad_line(file, number, block)
         raise _NotNumbersError
-    ids = [frame[i].to_numpy() for i in (2, 3, 4)]
-    with np.errstate(invalid='ignore', over='ignore'):   # such lines are found and named below
-        margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
+    margin, ids = read
     if not np.isfinite(margin).all():
         _find_bad_line(file, number, block)
     if any(i.dtype.kind != 'i' or i.min() < 0 or i.max() >= _MOST_ID for i in ids) or _is_spelt_oddly(block):
         _find_bad_line(file, number, block)
         raise _NotNumbersError
-    rows = np.empty(len(frame), dtype=ROW)
+    rows = np.empty(len(margin), dtype=ROW)
     rows['query'], rows['pos'], rows['neg'], rows['margin'] = *ids, margin
     return rows
 
@@ -224,18 +219,24 @@ def _strings(block: bytes) -> list[np.ndarray] | None:
     """Margin, query, positive and negative of whole lines; None where it takes :func:`_fields` to say what they are."""
     if any(sign in block for sign in (b'\0', b'\x0b', b'\x0c')) or block.count(b'\r') > block.count(b'\r\n'):
         return None   # white space, or the end of a string, to one of the two and not to the other
+    read = _read(block, dtype=dict.fromkeys((2, 3, 4), object))
+    if read is None or not np.isfinite(read[0]).all() or not all(read[1][2]):   # a short line's last field is empty
+        return None
+    return [read[0], *read[1]]
+
+
+def _read(block: bytes, dtype: dict[int, type] | None = None) -> tuple[np.ndarray, list[np.ndarray]] | None:
+    """Margins and columns of ids, as pandas reads whole lines; None where they are no two numbers and three ids."""
     try:
         frame = pd.read_csv(io.BytesIO(block), sep=r'\s+', header=None, engine='c', quoting=3, na_filter=False,
-                            dtype=dict.fromkeys((2, 3, 4), object))
+                            dtype=dtype)
     except ValueError:   # a ParserError and a UnicodeDecodeError as well
         return None
     if frame.shape[1] != 5 or any(frame[i].dtype.kind not in 'fi' for i in (0, 1)):
         return None
-    with np.errstate(invalid='ignore', over='ignore'):
+    with np.errstate(invalid='ignore', over='ignore'):   # such lines are found and named by who asks
         margin = (frame[0].to_numpy(np.float64) - frame[1].to_numpy(np.float64)).astype(np.float32)
-    if not np.isfinite(margin).all() or not frame[4].map(bool).all():   # a short line's last field is empty
-        return None
-    return [margin, *(frame[i].to_numpy() for i in (2, 3, 4))]
+    return margin, [frame[i].to_numpy() for i in (2, 3, 4)]
 
 
 def _lines(first: int, block: bytes) -> Iterator[tuple[int, bytes]]:
